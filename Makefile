@@ -1,0 +1,69 @@
+# Needs Python 3.11 or newer with venv and pip, and make; everything else goes into .venv, from locked requirements.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+UV_VERSION := 0.13.8
+
+# Wheels only: building a source package would fetch build tools that no lock names.
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+LOCKED := $(INSTALL) --require-hashes --only-binary :all: -r requirements/build.txt
+PROJECT := $(INSTALL) --no-index --no-deps --no-build-isolation --editable .
+COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+	--generate-hashes --no-emit-package pagefleet --strip-extras $(if $(UPGRADE),--upgrade)
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+
+run: $(VENV)/.run ## Read the documents in samples/ and write the results to out/samples
+	@rm -rf out/samples
+	@$(BIN)/pagefleet run samples --out out/samples
+
+test: $(VENV)/.dev ## Run the whole test suite; ARGS="tests/worker -k tiff" runs a part of it
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+
+lint: $(VENV)/.dev ## Check style, format and types
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted as agreed: run 'make format'." >&2; exit 1; }
+	@$(BIN)/mypy --no-error-summary
+
+format: $(VENV)/.dev ## Put code into the agreed format
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+lock: $(VENV)/.dev ## Write requirements/ anew after a change of pyproject.toml; UPGRADE=1 takes the newest releases
+	@$(INSTALL) uv==$(UV_VERSION)
+	@$(COMPILE) pyproject.toml --output-file requirements/base.txt
+	@$(COMPILE) --group build --constraint requirements/base.txt --output-file requirements/build.txt
+	@$(COMPILE) pyproject.toml --extra dev --constraint requirements/base.txt --constraint requirements/build.txt \
+		--output-file requirements/dev.txt
+
+clean: ## Remove everything that make made
+	@rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps: what is installed is installed again only when its lock or pyproject.toml has changed.
+$(VENV)/.run: requirements/base.txt requirements/build.txt pyproject.toml | $(VENV)/.made
+	@echo "Installing what Pagefleet needs into $(VENV) (about 500 MB, once) ..."
+	@$(LOCKED) -r requirements/base.txt
+	@$(PROJECT)
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.run
+	@echo "Installing the development tools into $(VENV) ..."
+	@$(LOCKED) -r requirements/dev.txt
+	@touch $@
+
+$(VENV)/.made:
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "There is no $(PYTHON). Install Python 3.11 or newer, or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); Pagefleet needs 3.11 or newer. Name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) can't make virtual environments. On Debian or Ubuntu: sudo apt-get install python3-venv" >&2; exit 1; }
+	@rm -rf $(VENV)
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@

@@ -1,0 +1,359 @@
+"""`pagefleet`: the command line. Each command says what to do and leaves the doing to the other modules, which it
+imports when it runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from jobs.errors import CliExit, JobError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from jobs.results import Document, RunFolder
+    from jobs.summary import Summary
+    from worker.contract import Options
+
+TABLE_ROWS = 60  # documents shown at the end of a run; results.jsonl has them all
+
+
+class _Group(click.Group):
+    """Turns our exceptions into a message and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from worker.errors import DocumentError, WorkerError
+
+        try:
+            return super().invoke(ctx)
+        except JobError as error:
+            _fail(str(error), error.exit_code)
+        except DocumentError as error:
+            _fail(error.message, CliExit.RUN_FAILED)
+        except WorkerError as error:
+            _fail(str(error), CliExit.USAGE if error.exit_code == 64 else CliExit.RUN_FAILED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="pagefleet", message="%(prog)s %(version)s")
+def main() -> None:
+    """Read piles of images and PDFs: text, layout, confidences and a report.
+
+    \b
+    pagefleet run samples --out out/samples
+    """
+
+
+@main.command("run")
+@click.argument("inputs", metavar="INPUT...", nargs=-1)
+@click.option("--keys-file", metavar="FILE", help="A list of keys, URIs or paths, one per line.")
+@click.option("--out", metavar="DIR", help="The run's folder, local or s3://…  [default: runs/RUN-ID]")
+@click.option("--engine", default="rapidocr", show_default=True, help="See `pagefleet engines`.")
+@click.option("--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own option.")
+@click.option("--lang", help="Language of the documents, where the engine wants to know.")
+@click.option("--pages", metavar="RANGES", help="Only these pages of each document: 1-3,7")
+@click.option("--pages-per-task", type=click.IntRange(1), metavar="N", help="Cut longer documents, so that several workers share one.")
+@click.option("--dpi", type=click.IntRange(36, 1200), default=200, show_default=True, help="Of rendered PDF pages.")
+@click.option("--max-pixels", type=click.IntRange(1), default=200_000_000, show_default=True, help="Refuse larger images.")
+@click.option("--longest-side", type=click.IntRange(64), metavar="PIXELS", help="Scale larger pages down.  [default: the engine's limit]")
+@click.option("--keep-furniture", is_flag=True, help="Keep running heads, feet and page numbers in the text.")
+@click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: one for four CPUs]")
+@click.option("--shards", type=click.IntRange(1, 10_000), help="How many pieces the run is dealt into.")
+@click.option("--no-report", is_flag=True, help="Don't write report.html.")
+@click.option("--dry-run", is_flag=True, help="Show the plan, write nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, progress on standard error.")
+def run_command(inputs: tuple[str, ...], **given: Any) -> None:
+    """Read documents on this machine.
+
+    INPUT is a file, a folder, a glob, or an s3:// key or prefix.
+
+    \b
+    pagefleet run samples --out out/samples
+    pagefleet run 'scans/*.pdf' --pages 1-3 --dry-run
+    pagefleet run s3://bucket/scans/ --out s3://bucket/runs/first
+    """
+    from jobs import local
+    from jobs.plan import Sharding
+    from jobs.runner import RunnerOptions, default_workers
+    from worker.settings import available_cpus
+    from worker.storage import open_storage
+
+    if not inputs and not given["keys_file"]:
+        raise click.UsageError("name at least one INPUT, or --keys-file")
+    workers, threads = default_workers(available_cpus())
+    if given["workers"]:
+        workers, threads = given["workers"], max(1, available_cpus() // given["workers"])
+    request = local.Request(
+        inputs=inputs,
+        keys_file=given["keys_file"],
+        engine=given["engine"],
+        options=_options(given),
+        sharding=Sharding(given["shards"], workers, given["pages"], given["pages_per_task"]),
+    )
+    storage, out = open_storage(), local.out_uri(given["out"])
+    plan = local.plan_run(storage, request, out)
+    if given["dry_run"]:
+        _show_plan(plan, local.shown(out), request.engine, as_json=given["as_json"])
+        return
+    folder = local.start_run(storage, request, plan, out)
+    runner = RunnerOptions(workers=workers, threads=threads)
+    _read_and_finish(folder, list(range(plan.shards)), runner, len(plan.tasks), given)
+
+
+@main.command("resume")
+@click.argument("directory", metavar="DIR")
+@click.option("--retry-failed", is_flag=True, help="Read failed and partly failed documents again, too.")
+@click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: one for four CPUs]")
+@click.option("--no-report", is_flag=True, help="Don't write report.html.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, progress on standard error.")
+def resume_command(directory: str, **given: Any) -> None:
+    """Read what a stopped run has left; what has a result is not read again.
+
+    \b
+    pagefleet resume out/samples
+    pagefleet resume out/samples --retry-failed
+    """
+    from jobs.results import open_run
+    from jobs.runner import RunnerOptions, default_workers
+    from worker.settings import available_cpus
+
+    folder = open_run(directory)
+    workers, threads = default_workers(available_cpus())
+    if given["workers"]:
+        workers, threads = given["workers"], max(1, available_cpus() // given["workers"])
+    left = folder.open_tasks(retry_failed=given["retry_failed"])
+    runner = RunnerOptions(
+        workers=workers,
+        threads=threads,
+        resumed_after=max(1, folder.last_attempt),  # even where an attempt died before its first receipt
+        retry_failed=given["retry_failed"],
+    )
+    _read_and_finish(folder, sorted(left), runner, sum(left.values()), given)
+
+
+@main.command("collect")
+@click.argument("directory", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object.")
+def collect_command(directory: str, as_json: bool) -> None:
+    """Reconcile a run's plan with its outcomes; write results.jsonl, results.parquet, summary.json and summary.md.
+
+    \b
+    pagefleet collect out/samples
+    """
+    from jobs.collect import collect
+    from jobs.results import open_run
+
+    folder = open_run(directory)
+    table = _Table()
+    summary = collect(folder, table.add)
+    _tell(folder, summary, table, as_json=as_json, report=False)
+
+
+@main.command("report")
+@click.argument("directory", metavar="DIR")
+def report_command(directory: str) -> None:
+    """Write report.html, a run to look through in a browser. The run must have been collected.
+
+    \b
+    pagefleet report out/samples
+    """
+    from jobs.local import shown, write_report_file
+    from jobs.results import open_run
+
+    folder = open_run(directory)
+    click.echo(shown(write_report_file(folder, folder.summary)))
+
+
+@main.command("show")
+@click.argument("directory", metavar="DIR")
+@click.argument("document", metavar="DOCUMENT")
+def show_command(directory: str, document: str) -> None:
+    """Print what was read of one document, as markdown; DOCUMENT is its name in the run, or its URI.
+
+    \b
+    pagefleet show out/samples receipt.jpg
+    """
+    from jobs.results import open_run
+
+    found = open_run(directory).document(document)
+    if found.status in ("failed", "unaccounted"):
+        raise JobError(f"{found.name} has no text: {found.message}")
+    if found.outcome and found.message:
+        click.echo(f"{found.name}: {found.message}", err=True)
+    click.echo(found.markdown, nl=False)
+
+
+@main.command("engines")
+def engines_command() -> None:
+    """List the engines: where each runs, its licence, and whether it is installed.
+
+    \b
+    pagefleet engines
+    """
+    from rich.table import Table
+
+    from worker.engines import ENGINES, missing_modules
+
+    table = Table("engine", "runs on", "licence", "installed", box=None, pad_edge=False)
+    for name, info in ENGINES.items():
+        missing = missing_modules(name)
+        state = f"no ({', '.join(missing)} missing): {info.install}" if missing else "yes"
+        table.add_row(name, info.runs_on, info.licence, state)
+    _console().print(table)
+
+
+# ---- what the commands share
+
+
+def _read_and_finish(folder: RunFolder, shards: list[int], runner: Any, tasks: int, given: dict[str, Any]) -> NoReturn:
+    from jobs import local
+
+    errors = _console(stderr=True)
+    for warning in folder.run.warnings:
+        errors.print(f"note: {warning}", markup=False, highlight=False, style="yellow")
+    try:
+        local.read(folder, shards, runner, errors, tasks)
+    except local.Interrupted as error:
+        _fail(str(error), CliExit.UNACCOUNTED)
+    table = _Table()
+    summary = local.finish(folder, report=not given["no_report"], on_document=table.add)
+    _tell(folder, summary, table, as_json=given["as_json"], report=not given["no_report"])
+
+
+def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, report: bool) -> NoReturn:
+    """Shows how a run ended, and ends the command accordingly."""
+    from jobs.local import shown
+
+    files = ["results.jsonl", "results.parquet", "summary.md", *(["report.html"] if report else [])]
+    if as_json:
+        where = {name.replace(".", "_"): folder.paths.file(name) for name in files}
+        click.echo(_json(summary.model_dump(mode="json") | {"files": where}))
+    else:
+        table.show(_console())
+        click.echo()
+        for name in files:
+            click.echo(f"{name.partition('.')[2]:8} {shown(folder.paths.file(name))}")
+    documents = summary.documents
+    if documents.unaccounted:
+        _fail(
+            f"{documents.unaccounted:,} documents have no outcome: `pagefleet resume {shown(folder.uri)}` reads them",
+            CliExit.UNACCOUNTED,
+        )
+    if documents.failed or documents.partial:
+        _fail(
+            f"{documents.failed:,} documents failed and {documents.partial:,} in part: see "
+            f"{shown(folder.paths.file('summary.md'))}",
+            CliExit.SOME_FAILED,
+        )
+    sys.exit(CliExit.OK)
+
+
+class _Table:
+    """The documents of a run as a table, in constant memory: the first ones, and the first that went wrong."""
+
+    def __init__(self) -> None:
+        self._rows: list[tuple[str, ...]] = []
+        self._count = 0
+
+    def add(self, document: Document) -> None:
+        self._count += 1
+        if len(self._rows) >= TABLE_ROWS and (document.status == "ok" or len(self._rows) >= 2 * TABLE_ROWS):
+            return
+        row = document.row()
+        self._rows.append(
+            (
+                document.name,
+                str(row["pages"] or ""),
+                str(row["lines"] or ""),
+                f"{row['mean_confidence']:.3f}" if row["mean_confidence"] is not None else "",
+                f"{row['seconds']:.1f}" if row["seconds"] is not None else "",
+                f"{document.status}: {document.message}" if document.message else document.status,
+            )
+        )
+
+    def show(self, console: Console) -> None:
+        from rich.table import Table
+        from rich.text import Text
+
+        table = Table(box=None, pad_edge=False)
+        table.add_column("document", overflow="fold")
+        for heading in ("pages", "lines", "confidence", "seconds"):
+            table.add_column(heading, justify="right")
+        table.add_column("outcome", overflow="fold")
+        for row in self._rows:
+            table.add_row(*(Text(cell) for cell in row))
+        console.print(table)
+        if self._count > len(self._rows):
+            console.print(f"… and {self._count - len(self._rows):,} more")
+
+
+def _show_plan(plan: Any, out: str, engine: str, *, as_json: bool) -> None:
+    if as_json:
+        click.echo(
+            _json(
+                {
+                    "engine": engine,
+                    "out": out,
+                    "root": plan.root,
+                    "documents": plan.documents,
+                    "tasks": len(plan.tasks),
+                    "shards": plan.shards,
+                    "warnings": plan.warnings,
+                }
+            )
+        )
+        return
+    click.echo(f"would read {plan.documents:,} documents as {len(plan.tasks):,} tasks in {plan.shards:,} shards with {engine}")
+    click.echo(f"from {plan.root} into {out}")
+    for uri, _, pages, part, parts in plan.tasks[:20]:
+        click.echo(f"  {uri}" + (f"  pages {pages}" if pages else "") + (f"  (part {part} of {parts})" if part else ""))
+    if len(plan.tasks) > 20:
+        click.echo(f"  … and {len(plan.tasks) - 20:,} more")
+    for warning in plan.warnings:
+        click.echo(f"note: {warning}")
+
+
+def _options(given: dict[str, Any]) -> Options:
+    from worker.contract import Options
+    from worker.decode import parse_pages
+
+    if given["pages"]:
+        try:
+            parse_pages(given["pages"])
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--pages") from error
+    pairs = [option.partition("=") for option in given["engine_options"]]
+    for key, separator, _ in pairs:
+        if not key or not separator:
+            raise click.BadParameter(f"{key!r} is not of the form K=V", param_hint="--engine-option")
+    return Options(
+        dpi=given["dpi"],
+        max_pixels=given["max_pixels"],
+        longest_side=given["longest_side"],
+        lang=given["lang"],
+        keep_furniture=given["keep_furniture"],
+        engine_options={key: value for key, _, value in pairs},
+    )
+
+
+def _json(value: Any) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, soft_wrap=False)
+
+
+def _fail(message: str, code: CliExit) -> NoReturn:
+    click.echo(f"pagefleet: {message}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

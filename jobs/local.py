@@ -1,0 +1,217 @@
+"""A run on this machine, from the inputs to the report: the steps behind `pagefleet run` and `pagefleet resume`."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING
+
+from jobs.collect import collect
+from jobs.errors import JobError, UsageError
+from jobs.plan import Plan, Sharding, describe_run, find_inputs, make_plan, new_run_id, read_keys_file, write_plan
+from jobs.progress import Progress
+from jobs.results import Document, RunFolder
+from jobs.runner import Runner, RunnerOptions, ShardEnd
+from jobs.summary import Summary
+from worker import __version__
+from worker.contract import ExitCode, Options, RunPaths
+from worker.decode import Decoder
+from worker.engines import check_engine
+from worker.storage import Storage, to_uri, uri_path
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+# Whose versions a reader of a result may want to know.
+LIBRARIES = ("rapidocr", "onnxruntime", "openvino", "pypdfium2", "Pillow", "pillow-heif", "numpy", "opencv-python-headless")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `pagefleet run` was asked for."""
+
+    inputs: tuple[str, ...]
+    keys_file: str | None
+    engine: str
+    options: Options
+    sharding: Sharding
+
+
+class Interrupted(JobError):
+    """A person or the system asked to stop; what is left can be resumed."""
+
+
+def plan_run(storage: Storage, request: Request, out: str) -> Plan:
+    """Raises: UsageError where there is nothing to read, or the engine doesn't exist."""
+    check_engine(request.engine)
+    warnings: list[str] = []
+
+    def uris() -> Iterator[str]:
+        yield from find_inputs(storage, request.inputs, leave_out=out, warnings=warnings)
+        if request.keys_file:
+            yield from read_keys_file(request.keys_file)
+
+    with _page_counter(storage, request.options) as count_pages:
+        plan = make_plan(uris(), request.sharding, count_pages=count_pages)
+    plan.warnings = warnings + plan.warnings
+    return plan
+
+
+def start_run(storage: Storage, request: Request, plan: Plan, out: str) -> RunFolder:
+    """Writes the plan into a new run's folder.
+
+    Raises: UsageError where something is there already.
+    """
+    paths = RunPaths(out)
+    if storage.exists(paths.run):
+        raise UsageError(f"{out} already holds a run: `pagefleet resume {shown(out)}` goes on with it; or choose another --out")
+    if out.startswith("file://") and uri_path(out).exists() and (not uri_path(out).is_dir() or any(uri_path(out).iterdir())):
+        raise UsageError(f"{shown(out)} exists and is not an empty folder: choose another --out")
+    run_id = out.rpartition("/")[2] if _is_run_id(out.rpartition("/")[2]) else new_run_id()
+    write_plan(storage, paths, plan, describe_run(plan, run_id, request.engine, request.options, versions()))
+    return RunFolder(storage, out)
+
+
+def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: Console, documents: int) -> list[ShardEnd]:
+    """Runs the workers for these shards, with progress on `console`.
+
+    Raises: Interrupted after Ctrl-C or SIGTERM, when the workers have drained; JobError where a worker says that the
+    request itself is wrong.
+    """
+    with Progress(console, documents) as progress:
+        runner = Runner(
+            folder.uri, options, on_receipt=progress.receipt, on_pages=progress.pages_told, on_log=progress.log
+        )
+        with _stop_on_signal(runner, progress) as stopped:
+            ends = runner.run(shards)
+    wrong = next((end for end in ends if end.exit_code == ExitCode.BAD_REQUEST), None)
+    if wrong:
+        raise JobError(f"the worker refuses the run: {_last_message(wrong.stderr)}")
+    if stopped():
+        raise Interrupted(
+            f"stopped; {progress.documents:,} of {documents:,} documents have ended. "
+            f"`pagefleet resume {shown(folder.uri)}` reads the rest"
+        )
+    for end in ends:
+        if not end.ok:
+            console.print(
+                f"shard {end.shard} gave up after {end.attempts} attempts (exit {end.exit_code}): {_last_message(end.stderr)}",
+                markup=False,
+                highlight=False,
+                style="red",
+            )
+    return ends
+
+
+def finish(folder: RunFolder, *, report: bool, on_document: Callable[[Document], None] = lambda document: None) -> Summary:
+    """Collects, and writes the report."""
+    summary = collect(folder, on_document)
+    if report:
+        write_report_file(folder, summary)
+    return summary
+
+
+def write_report_file(folder: RunFolder, summary: Summary) -> str:
+    """Writes `report.html` into the run's folder and returns its URI."""
+    from jobs.images import PageImages
+    from jobs.report import write_report
+
+    uri = folder.paths.file("report.html")
+    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch, PageImages(folder.storage, folder.run.options) as images:
+        path = Path(scratch, "report.html")
+        with open(path, "wb") as file:
+            outcomes = lambda: ((document.name, document.outcome) for document in folder.documents())  # noqa: E731
+            write_report(file, summary, outcomes, images)
+        folder.storage.upload(uri, path)
+    return uri
+
+
+def shown(uri: str) -> str:
+    """A URI as a person would type it: local paths relative to here where they are below."""
+    if not uri.startswith("file://"):
+        return uri
+    path = uri_path(uri)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def out_uri(out: str | None) -> str:
+    """Where a run goes: as asked, or `runs/<run id>` below the current folder."""
+    return to_uri(out.rstrip("/") or "/").rstrip("/") if out else to_uri(f"runs/{new_run_id()}")
+
+
+def versions() -> dict[str, str]:
+    """Of the program and of the libraries that decide what is read."""
+    found = {"pagefleet": __version__, "python": platform.python_version()}
+    if revision := os.environ.get("PAGEFLEET_REVISION"):
+        found["git"] = revision
+    for library in LIBRARIES:
+        try:
+            found[library.lower()] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def _page_counter(storage: Storage, options: Options) -> Iterator[Callable[[str], int]]:
+    """Counts pages in a child process that is started when the first document asks."""
+    decoder: Decoder | None = None
+    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
+
+        def count(uri: str) -> int:
+            nonlocal decoder
+            decoder = decoder or Decoder(options, longest_side=64)
+            fetched = storage.fetch(uri, Path(scratch))
+            try:
+                return decoder.count(str(fetched.path))
+            finally:
+                if fetched.temporary:
+                    fetched.path.unlink(missing_ok=True)
+
+        try:
+            yield count
+        finally:
+            if decoder:
+                decoder.close()
+
+
+@contextmanager
+def _stop_on_signal(runner: Runner, progress: Progress) -> Iterator[Callable[[], bool]]:
+    """The first Ctrl-C or SIGTERM drains the workers, the second ends them."""
+    asked: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) == 1:
+            progress.log("stopping: the workers finish what they have in hand (again to stop at once)")
+            runner.stop()
+        else:
+            runner.stop(signal.SIGKILL)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _last_message(stderr: Sequence[str]) -> str:
+    """What a worker said last, without the log's time and name."""
+    for line in reversed(stderr):
+        if " ERROR " in line:
+            return line.partition(" ERROR ")[2].partition(": ")[2]
+    return stderr[-1] if stderr else "it said nothing"
+
+
+def _is_run_id(name: str) -> bool:
+    parts = name.split("-")
+    return [len(part) for part in parts] == [8, 6, 4] and (parts[0] + parts[1]).isdecimal()

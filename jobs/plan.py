@@ -1,0 +1,311 @@
+"""The plan of a run: which documents there are, what they are called in the run's folder, and who reads which.
+
+A million keys pass through here, so tasks are light tuples until they are written.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import itertools
+import os
+import random
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
+
+from jobs.errors import UsageError
+from worker.contract import Counts, Options, Run, RunPaths, Task
+from worker.decode import format_pages, parse_pages
+from worker.errors import DocumentError
+from worker.storage import Storage, path_uri, split_s3, to_uri, uri_path
+
+# What a folder, a prefix or a glob is searched for. Whatever is named itself is read, or fails, by its content.
+SUFFIXES = frozenset(
+    ".pdf .png .jpg .jpeg .jpe .jfif .webp .tif .tiff .gif .bmp .dib .heic .heif .hif .avif".split()
+)
+MAX_SHARDS = 10_000  # children of an AWS Batch array job
+MAX_SEGMENT_BYTES = 200  # of a name: file systems take 255, and suffixes such as ".json" are added
+TASKS_PER_SHARD = 1_000  # unless told otherwise: a process is renewed and a retry repeats little
+
+PageCount = Callable[[str], int]
+
+
+@dataclass
+class Plan:
+    """What will be read. `tasks` are (uri, name, pages, part, parts), in the order they were asked for."""
+
+    root: str
+    tasks: list[tuple[str, str, str | None, int | None, int | None]]
+    documents: int
+    shards: int
+    warnings: list[str] = field(default_factory=list)
+
+    def shard(self, number: int) -> Iterator[Task]:
+        """The tasks of one shard. They are dealt round, so that neighbours, which often are alike, are shared out."""
+        for uri, name, pages, part, parts in self.tasks[number :: self.shards]:
+            yield Task(uri=uri, name=name, pages=pages, part=part, parts=parts)
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """How tasks are cut and dealt."""
+
+    shards: int | None = None
+    at_least: int = 1  # where `shards` is open: as many as workers read at the same time
+    pages: str | None = None
+    pages_per_task: int | None = None
+
+
+def find_inputs(
+    storage: Storage, inputs: Sequence[str], *, leave_out: str | None = None, warnings: list[str]
+) -> Iterator[str]:
+    """The URIs that inputs stand for: files, folders, globs, `s3://` keys and prefixes.
+
+    `leave_out` is a folder's URI (the run's own, when it lies inside an input). What a folder holds besides documents
+    is told in `warnings`.
+
+    Raises: UsageError for a local input that doesn't exist.
+    """
+    for location in inputs:
+        if location.startswith("s3://"):
+            found = _expand_s3(storage, to_uri(location), warnings)
+        else:
+            found = _expand_local(storage, location, warnings)
+        for uri in found:
+            if leave_out is None or not uri.startswith(leave_out + "/"):
+                yield uri
+
+
+def read_keys_file(path: str) -> Iterator[str]:
+    """The URIs of a key list: one key, URI or path a line; blank lines are passed over, nothing is trimmed.
+
+    Raises: UsageError where the file can't be read or is not UTF-8.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as lines:
+            for line in lines:
+                key = line.rstrip("\r\n")
+                if key.strip():
+                    yield to_uri(key)
+    except OSError as error:
+        raise UsageError(f"cannot read the key list {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the key list {path} is not UTF-8 text: {error}") from error
+
+
+def make_plan(uris: Iterable[str], sharding: Sharding, *, count_pages: PageCount | None = None) -> Plan:
+    """Names every document, drops duplicates, and cuts long documents where `pages_per_task` asks for it.
+
+    `count_pages` tells a document's pages; where it raises DocumentError, the document stays whole and fails when it
+    is read.
+
+    Raises: UsageError where nothing is to be read.
+    """
+    asked = list(uris)
+    unique = list(dict.fromkeys(asked))
+    duplicates = len(asked) - len(unique)
+    del asked
+    if not unique:
+        raise UsageError("nothing to read: the inputs hold no document")
+    root = _common_root(unique)
+    names = _Names(root)
+    plan = Plan(root="://".join([*root[:1], "/".join(root[1:])]), tasks=[], documents=len(unique), shards=1)
+    for uri in unique:
+        name = names.name(uri)
+        ranges = _cut(uri, sharding, count_pages)
+        if len(ranges) == 1:
+            plan.tasks.append((uri, name, ranges[0], None, None))
+        else:
+            plan.tasks.extend((uri, name, pages, part, len(ranges)) for part, pages in enumerate(ranges, 1))
+    if duplicates:
+        plan.warnings.append(f"{duplicates:,} duplicate inputs are read once")
+    if names.changed:
+        plan.warnings.append(
+            f"{names.changed:,} documents are named differently from their keys: see `name` and `uri` in shards/"
+        )
+    wanted = sharding.shards or max(sharding.at_least, -(-len(plan.tasks) // TASKS_PER_SHARD))
+    plan.shards = min(wanted, len(plan.tasks), MAX_SHARDS)
+    return plan
+
+
+def write_plan(storage: Storage, paths: RunPaths, plan: Plan, run: Run) -> None:
+    """Writes the shards, and `run.json` last: a folder without it holds no run."""
+    for number in range(plan.shards):
+        lines = "".join(task.to_json() + "\n" for task in plan.shard(number))
+        storage.write(paths.shard(number), lines.encode())
+    storage.write(paths.run, run.to_json().encode())
+
+
+def describe_run(plan: Plan, run_id: str, engine: str, options: Options, versions: dict[str, str]) -> Run:
+    return Run(
+        id=run_id,
+        created=datetime.now(UTC).replace(microsecond=0),
+        engine=engine,
+        options=options,
+        root=plan.root,
+        counts=Counts(documents=plan.documents, tasks=len(plan.tasks), shards=plan.shards),
+        versions=versions,
+        warnings=plan.warnings,
+    )
+
+
+def new_run_id() -> str:
+    """Sortable by time, and unlikely to be given twice: 20261121-153000-k3f9."""
+    letters = "0123456789abcdefghijklmnopqrstuvwxyz"
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{''.join(random.choices(letters, k=4))}"
+
+
+# ---- inputs
+
+
+def _expand_s3(storage: Storage, uri: str, warnings: list[str]) -> Iterator[str]:
+    _, key = split_s3(uri)
+    if not key or key.endswith("/"):
+        yield from _documents(((entry.uri, entry.uri) for entry in storage.list(uri)), uri, warnings)
+        return
+    entries = storage.list(uri)
+    first = next(entries, None)
+    if first and first.uri == uri:
+        yield uri
+    elif first and any(entry.uri.startswith(uri + "/") for entry in itertools.chain([first], entries)):
+        yield from _expand_s3(storage, uri + "/", warnings)
+    elif any(mark in key for mark in "*?["):
+        stem = uri[: min(uri.find(mark) for mark in "*?[" if mark in uri)]
+        found = [entry.uri for entry in storage.list(stem) if fnmatch.fnmatchcase(entry.uri, uri)]
+        yield from _documents(((found_uri, found_uri) for found_uri in found), uri, warnings)
+    else:
+        yield uri  # there is no such key: the worker says so, as of any other document
+
+
+def _expand_local(storage: Storage, location: str, warnings: list[str]) -> Iterator[str]:
+    path = uri_path(location) if location.startswith("file://") else Path(location)
+    if path.is_dir():
+        folder = path_uri(path)
+        visible = (
+            (entry.uri, entry.uri)
+            for entry in storage.list(folder)
+            if not any(part.startswith(".") for part in uri_path(entry.uri.removeprefix(folder)).parts)
+        )
+        yield from _documents(visible, location, warnings)
+    elif path.exists():
+        yield path_uri(path)
+    elif any(mark in location for mark in "*?["):
+        import glob
+
+        found = sorted(match for match in glob.glob(location, recursive=True) if os.path.isfile(match))
+        if not found:
+            raise UsageError(f"no file matches {location}")
+        yield from _documents(((path_uri(Path(match)), match) for match in found), location, warnings)
+    else:
+        raise UsageError(f"there is no file or folder {location}")
+
+
+def _documents(found: Iterable[tuple[str, str]], where: str, warnings: list[str]) -> Iterator[str]:
+    """Those that look like documents; the others are counted."""
+    passed: dict[str, int] = {}
+    for uri, name in found:
+        suffix = PurePosixPath(name).suffix.lower()
+        if not suffix or suffix in SUFFIXES:
+            yield uri
+        else:
+            passed[suffix] = passed.get(suffix, 0) + 1
+    if passed:
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(passed.items(), key=lambda item: -item[1])[:8])
+        warnings.append(f"passed over in {where}, by their suffix: {kinds}; name a file to have it read all the same")
+
+
+# ---- names
+
+
+def _segments(uri: str) -> list[str]:
+    scheme, _, rest = uri.partition("://")
+    if scheme == "file":
+        rest = str(uri_path(uri))
+    return [scheme, *rest.split("/")]
+
+
+def _common_root(uris: Sequence[str]) -> list[str]:
+    """The longest folder that all lie in: its segments, those of the scheme and the bucket included."""
+    # The common prefix of the smallest and the largest is that of all.
+    low, high = (_segments(uri)[:-1] for uri in (min(uris), max(uris)))
+    return [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high, strict=False))]
+
+
+class _Names:
+    """Gives each document a relative path of its own, the same on case-insensitive and normalising file systems."""
+
+    def __init__(self, root: list[str]) -> None:
+        self._root = root
+        self._taken: set[bytes] = set()
+        self.changed = 0
+
+    def name(self, uri: str) -> str:
+        segments = _segments(uri)[len(self._root) :]
+        plain = "/".join(segments)
+        folders = [_safe(segment, folder=True) for segment in segments[:-1]]
+        name = "/".join([*folders, _safe(segments[-1])])
+        if not self._take(name):
+            stem, dot, suffix = name.rpartition(".")
+            mark = hashlib.sha1(uri.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+            name = f"{stem}~{mark}.{suffix}" if dot and "/" not in suffix else f"{name}~{mark}"
+            if not self._take(name):
+                raise UsageError(f"{uri} cannot be told from another input by any name; rename it")
+        self.changed += name != plain
+        return name
+
+    def _take(self, name: str) -> bool:
+        # Hashes instead of the names: a million names would take 150 MB.
+        key = unicodedata.normalize("NFC", name).casefold() if not name.isascii() else name.lower()
+        taken = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=12).digest()
+        if taken in self._taken:
+            return False
+        self._taken.add(taken)
+        return True
+
+
+def _safe(segment: str, *, folder: bool = False) -> str:
+    """A segment that every file system takes, and that stays below the folder it is put in."""
+    if segment.isascii() and segment.isprintable() and len(segment) <= MAX_SEGMENT_BYTES and "\\" not in segment:
+        if segment not in ("", ".", "..") and not (folder and segment.endswith((".json", ".md"))):
+            return segment
+    if segment in ("", ".", ".."):
+        return "_" + "%2E" * len(segment)
+    safe = "".join(
+        char if (char.isprintable() or char == "\u3000") and char != "\\" else quote(char, safe="", errors="surrogateescape")
+        for char in segment
+    )
+    if folder and safe.endswith((".json", ".md")):
+        safe += "_"  # beside `a.pdf`, whose result is `a.pdf.json`, there may be a folder of that name
+    encoded = safe.encode("utf-8", "surrogateescape")
+    if len(encoded) > MAX_SEGMENT_BYTES:
+        mark = hashlib.sha1(encoded).hexdigest()[:8]
+        stem, dot, suffix = safe.rpartition(".")
+        tail = f"~{mark}.{suffix}" if dot and len(suffix) <= 8 else f"~{mark}"
+        safe = encoded[: MAX_SEGMENT_BYTES - len(tail.encode())].decode("utf-8", "ignore") + tail
+    return safe
+
+
+# ---- parts
+
+
+def _cut(uri: str, sharding: Sharding, count_pages: PageCount | None) -> list[str | None]:
+    """The page ranges of a document's tasks: one, unless it is longer than a task may be."""
+    if sharding.pages_per_task is None or count_pages is None:
+        return [sharding.pages]
+    try:
+        total = count_pages(uri)
+    except DocumentError:
+        return [sharding.pages]
+    wanted = [
+        number
+        for first, last in (parse_pages(sharding.pages) if sharding.pages else [(1, total)])
+        for number in range(first, min(last, total) + 1)
+    ]
+    if len(wanted) <= sharding.pages_per_task:
+        return [sharding.pages]
+    size = sharding.pages_per_task
+    return [format_pages([(number, number) for number in wanted[at : at + size]]) for at in range(0, len(wanted), size)]

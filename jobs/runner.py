@@ -1,0 +1,178 @@
+"""The local runner: worker processes, started and judged exactly as AWS Batch does it.
+
+The same environment, the same exit codes, the same `evaluateOnExit` rules; shards are handed out as processes free up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from worker.contract import ExitCode, Receipt
+from worker.receipts import PROGRESS
+
+ATTEMPTS = 5
+# What AWS Batch is told as `evaluateOnExit`: the first match decides.
+RULES: tuple[tuple[str, str], ...] = (("1*", "RETRY"), ("75", "RETRY"), ("*", "EXIT"))
+TAIL_LINES = 30  # of a worker's standard error, kept for the message when its shard fails
+
+
+@dataclass
+class ShardEnd:
+    """How a shard ended after its last attempt."""
+
+    shard: int
+    attempts: int
+    exit_code: int
+    stderr: list[str]
+
+    @property
+    def ok(self) -> bool:
+        return self.exit_code == ExitCode.OK
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    workers: int
+    threads: int  # of each worker
+    attempts: int = ATTEMPTS
+    resumed_after: int = 0  # the last attempt of the run before this
+    retry_failed: bool = False
+    pause: float = 2.0  # seconds before an attempt that follows exit 75, doubled each time
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
+
+
+class Runner:
+    """Runs the shards of one run. `on_receipt` and `on_pages` are called from several threads, one at a time."""
+
+    def __init__(
+        self,
+        run_uri: str,
+        options: RunnerOptions,
+        *,
+        on_receipt: Callable[[Receipt], None],
+        on_pages: Callable[[int], None],
+        on_log: Callable[[str], None],
+    ) -> None:
+        self._run_uri = run_uri
+        self._options = options
+        self._on_receipt = on_receipt
+        self._on_pages = on_pages
+        self._on_log = on_log
+        self._telling = threading.Lock()
+        self._processes: dict[int, subprocess.Popen[str]] = {}
+        self._lock = threading.Lock()
+        self._stopping = threading.Event()
+
+    def run(self, shards: list[int]) -> list[ShardEnd]:
+        """Returns when every shard has ended, or all workers have drained after `stop`."""
+        waiting = deque(shards)
+        ends: list[ShardEnd] = []
+
+        def serve() -> None:
+            while not self._stopping.is_set():
+                try:
+                    shard = waiting.popleft()
+                except IndexError:
+                    return
+                ends.append(self._run_shard(shard))
+
+        threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(self._options.workers, len(shards)))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            while thread.is_alive():  # in slices, so that Ctrl-C is handled
+                thread.join(0.2)
+        return sorted(ends, key=lambda end: end.shard)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Asks the workers to drain, or with SIGKILL ends them; hands out no more shards."""
+        self._stopping.set()
+        with self._lock:
+            for process in self._processes.values():
+                process.send_signal(number)
+
+    def _run_shard(self, shard: int) -> ShardEnd:
+        """As Batch would: attempts until the rules say EXIT, or there have been enough."""
+        pause = self._options.pause
+        for attempt in range(1, self._options.attempts + 1):
+            code, stderr = self._run_worker(shard, attempt)
+            action = next(action for pattern, action in RULES if fnmatchcase(str(code), pattern))
+            end = ShardEnd(shard, attempt, code, stderr)
+            if code == ExitCode.OK or action == "EXIT" or self._stopping.is_set():
+                return end
+            if attempt < self._options.attempts:
+                self._tell(self._on_log, f"shard {shard}: attempt {attempt} ended with {code}, trying again")
+                if code == ExitCode.TRY_AGAIN:
+                    self._stopping.wait(pause)
+                    pause *= 2
+        return end
+
+    def _run_worker(self, shard: int, attempt: int) -> tuple[int, list[str]]:
+        """Exit code, as a shell would give it, and the tail of standard error."""
+        environment = {
+            **self._options.environment,
+            "PAGEFLEET_RUN_URI": self._run_uri,
+            "PAGEFLEET_ATTEMPT_OFFSET": str(self._options.resumed_after),
+            "PAGEFLEET_RETRY_FAILED": "1" if self._options.retry_failed else "",
+            "PAGEFLEET_THREADS": str(self._options.threads),
+            "PAGEFLEET_PROGRESS_SECONDS": "0.5",
+            "AWS_BATCH_JOB_ARRAY_INDEX": str(shard),
+            "AWS_BATCH_JOB_ATTEMPT": str(attempt),
+        }
+        with self._lock:
+            if self._stopping.is_set():
+                return ExitCode.DRAINED, []
+            process = subprocess.Popen(
+                [sys.executable, "-m", "worker"],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # Ctrl-C in the terminal reaches us alone; we ask the workers to drain
+            )
+            self._processes[shard] = process
+        tail: deque[str] = deque(maxlen=TAIL_LINES)
+        assert process.stdout and process.stderr
+        reader = threading.Thread(target=tail.extend, args=(process.stderr,), daemon=True)
+        reader.start()
+        for line in process.stdout:
+            self._hear(line)
+        code = process.wait()
+        reader.join(5)
+        with self._lock:
+            del self._processes[shard]
+        return (128 - code if code < 0 else code), [line.rstrip("\n") for line in tail]
+
+    def _hear(self, line: str) -> None:
+        """A line of a worker's standard output: a receipt, or progress."""
+        try:
+            record = json.loads(line)
+            if PROGRESS in record:
+                self._tell(self._on_pages, int(record[PROGRESS]["pages"]))
+            else:
+                self._tell(self._on_receipt, Receipt.model_validate(record))
+        except (ValueError, TypeError):
+            self._tell(self._on_log, f"worker: {line.rstrip()}")  # an engine that prints is a nuisance, not an error
+
+    def _tell(self, listener: Callable[[Any], None], what: object) -> None:
+        with self._telling:
+            listener(what)
+
+
+def default_workers(cpus: int) -> tuple[int, int]:
+    """Workers, and threads of each: an engine uses two to four threads well, and loads once a worker."""
+    workers = max(1, cpus // 4)
+    return workers, max(1, cpus // workers)
+

@@ -1,0 +1,132 @@
+"""Engines read page images. This page holds the protocol and the table of those that exist; each engine imports its
+own libraries when it is built, never before."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from worker.contract import Line
+from worker.errors import BadRequest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class PageImage:
+    """A page as an engine sees it: RGB, EXIF orientation applied, within the pixel limit, not blank."""
+
+    number: int  # 1-based, within its document
+    pixels: NDArray[np.uint8]  # (height, width, 3), C-contiguous, read-only
+
+    @property
+    def width(self) -> int:
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.pixels.shape[0])
+
+
+@dataclass
+class PageText:
+    """What an engine read on one page.
+
+    `width`, `height` and all polygons are in pixels of the upright page, that is after turning the given image by
+    `rotation` degrees clockwise. An engine of lines leaves `markdown` at None: `worker.layout` orders the lines and
+    writes it. `error` says why this page could not be read; the other pages of the call are unharmed by it.
+    """
+
+    width: int
+    height: int
+    lines: list[Line] = field(default_factory=list)
+    markdown: str | None = None
+    rotation: int = 0
+    error: str | None = None
+    details: dict[str, Any] | None = None
+
+
+class Engine(Protocol):
+    """Reads pages. Built once per worker process, closed at its end."""
+
+    name: str
+    model: str  # goes to `meta.model`
+    revision: str | None
+    batch_size: int  # how many pages one call of `read` gets at most
+    concurrency: int  # how many calls of `read` may run at the same time, each in a thread of its own
+    longest_side: int  # pixels; larger pages are scaled down before they come here
+
+    def read(self, pages: Sequence[PageImage]) -> list[PageText]:
+        """Same length, same order as `pages`. An exception fails every page of the call."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What every engine is built with."""
+
+    threads: int  # CPU threads this worker may use
+    lang: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)  # the engine's own, from `--engine-option k=v`
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """A row of the table of engines, for people who choose one."""
+
+    factory: str  # "module:Class", called with `EngineSettings`
+    runs_on: str
+    licence: str
+    requires: tuple[str, ...]  # modules that must be importable
+    install: str  # how to get them
+
+
+ENGINES: dict[str, EngineInfo] = {
+    "rapidocr": EngineInfo(
+        factory="worker.engines.rapidocr:RapidOcrEngine",
+        runs_on="CPU; weights are in the package",
+        licence="Apache-2.0 (PP-OCRv6 weights too)",
+        requires=("rapidocr", "onnxruntime"),
+        install="pip install pagefleet",
+    ),
+}
+
+
+def missing_modules(name: str) -> list[str]:
+    """Which of the modules that a known engine needs are not installed; looks without importing them."""
+    return [module for module in ENGINES[name].requires if importlib.util.find_spec(module) is None]
+
+
+def check_engine(name: str) -> None:
+    """Refuses an engine that can't be built here, without building it.
+
+    Raises: BadRequest, saying which engines there are or what to install.
+    """
+    if name in ENGINES:
+        if missing := missing_modules(name):
+            raise BadRequest(f"engine {name} needs {', '.join(missing)}: {ENGINES[name].install}")
+    elif ":" not in name or importlib.util.find_spec(name.partition(":")[0].partition(".")[0]) is None:
+        raise BadRequest(
+            f"unknown engine {name!r}: there is {', '.join(sorted(ENGINES))}, or an engine of your own as package.module:Class"
+        )
+
+
+def build_engine(name: str, settings: EngineSettings) -> Engine:
+    """An engine of the table, or anyone's own as `package.module:Class`.
+
+    Raises: BadRequest where there is no such engine, or its libraries or options are wrong.
+    """
+    check_engine(name)
+    module, _, attribute = (ENGINES[name].factory if name in ENGINES else name).partition(":")
+    try:
+        factory: Callable[[EngineSettings], Engine] = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise BadRequest(f"engine {name} cannot be loaded: {error}") from error
+    return factory(settings)

@@ -1,0 +1,245 @@
+"""Blocks of a flow: paragraphs, headings, list items, tables and lines that stand for themselves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from statistics import median
+
+from worker.contract import Role
+from worker.layout.geometry import Box, Row, rows_of
+from worker.layout.tables import Table, find_tables
+from worker.layout.text import Vocabulary, escape, glue, join_lines
+
+_BULLET = re.compile(r"([•·∙▪▫◦●○■□◆◇►▶✓✔➢➤★☆※❖]|[-–—*](?=\s))\s*(?=\S)")
+_NUMBERED = re.compile(r"(\d{1,3})[.)]\s")
+_SECTION = re.compile(r"(?:\d{1,2}(?:\.\d{1,2}){0,3}\.?|[IVX]{1,5}\.|[A-Z]\.|(?:chapter|section|part|appendix)\s+\w+[.:]?)\s+[A-Z“\"]", re.I)
+_ENDS = re.compile(r"[.!?:;。！？：；][\"'”’)\]]*$")
+
+
+class Kind(Enum):
+    PARAGRAPH = "paragraph"
+    HEADING = "heading"
+    ITEM = "item"
+    TABLE = "table"
+
+
+@dataclass
+class Block:
+    kind: Kind
+    boxes: list[Box]
+    text: str = ""  # not escaped; several lines where each stands for itself
+    level: int = 0
+    table: Table | None = None
+    full: bool = False  # the last line reaches its column's end: the paragraph may go on elsewhere
+    rows: list[Row] = field(default_factory=list)
+
+    @property
+    def role(self) -> Role | None:
+        if self.kind is Kind.HEADING:
+            return Role.TITLE if self.level == 1 else Role.HEADING
+        return {Kind.ITEM: Role.LIST_ITEM, Kind.TABLE: Role.TABLE}.get(self.kind)
+
+    def markdown(self) -> str:
+        if self.table is not None:
+            return self.table.markdown()
+        if self.kind is Kind.HEADING:
+            return "#" * self.level + " " + escape(self.text, start=False)
+        if self.kind is Kind.ITEM:
+            bullet = _BULLET.match(self.text)
+            if bullet:
+                return "- " + escape(self.text[bullet.end() :])
+            return escape(self.text, start=False)
+        return "  \n".join(escape(line) for line in self.text.split("\n"))
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the page as a whole tells about its parts."""
+
+    unit: float  # height of plain text
+    slip: bool  # a receipt or the like: each row stands for itself
+    vocabulary: Vocabulary
+
+
+def blocks_of(boxes: Sequence[Box], style: Style) -> list[Block]:
+    """The blocks of one flow, from top to bottom."""
+    rows = rows_of(boxes)
+    blocks: list[Block] = []
+    start = 0
+    for first, end, table in [] if style.slip else find_tables(rows, style.unit):
+        blocks += _text_blocks(rows[start:first], style)
+        blocks.append(Block(Kind.TABLE, table.boxes, table=table))
+        start = end
+    return blocks + _text_blocks(rows[start:], style)
+
+
+def join_flows(flows: Sequence[list[Block]], vocabulary: Vocabulary) -> list[Block]:
+    """All blocks in order; a paragraph cut by the end of its column is put together again."""
+    joined: list[Block] = []
+    for blocks in flows:
+        for n, block in enumerate(blocks):
+            before = joined[-1] if joined else None
+            if n == 0 and before is not None and _goes_on(before, block):
+                before.text = join_lines(before.text, block.text, vocabulary)
+                before.boxes += block.boxes
+                before.full = block.full
+            else:
+                joined.append(block)
+    return joined
+
+
+def _goes_on(before: Block, block: Block) -> bool:
+    if before.kind not in (Kind.PARAGRAPH, Kind.ITEM) or block.kind is not Kind.PARAGRAPH:
+        return False
+    if "\n" in before.text or not before.full or _ENDS.search(before.text):
+        return False
+    return block.text[:1].islower() or before.text.endswith("-")
+
+
+def row_text(row: Row) -> str:
+    text = ""
+    for box in row.boxes:
+        text += (glue(text, box.text) if text else "") + box.text.strip()
+    return text
+
+
+def _text_blocks(rows: Sequence[Row], style: Style) -> list[Block]:
+    if not rows:
+        return []
+    pitch = _pitch(rows, style.unit)
+    right = _quantile([row.x1 for row in rows], 0.9)
+    left = _quantile([row.x0 for row in rows], 0.1)
+    blocks: list[Block] = []
+    for chunk in _chunks(rows, pitch, style):
+        edge = _edge(chunk, right, style.unit)
+        if style.slip:
+            text = "\n".join(row_text(row) for row in chunk)
+            blocks.append(Block(Kind.PARAGRAPH, _boxes(chunk), text, rows=list(chunk)))
+            continue
+        blocks += _paragraphs(chunk, edge, style)
+    if not style.slip:
+        _mark_headings(blocks, left, right, style)
+    return blocks
+
+
+def _pitch(rows: Sequence[Row], unit: float) -> float:
+    """The usual distance between two lines of running text, in pixels."""
+    steps = [below.y - above.y for above, below in zip(rows, rows[1:], strict=False)]
+    near = [step for step in steps if step < 2.4 * unit]
+    return median(near) if near else 1.4 * unit
+
+
+def _chunks(rows: Sequence[Row], pitch: float, style: Style) -> list[list[Row]]:
+    """Rows that follow each other at the usual distance and in one size."""
+    chunks = [[rows[0]]]
+    for above, below in zip(rows, rows[1:], strict=False):
+        small, large = sorted((above.height, below.height))
+        apart = below.y - above.y > 1.35 * max(pitch, 0.9 * large)
+        if apart or (large > 1.35 * small and min(above.letters, below.letters) > 3 and not style.slip):
+            chunks.append([below])
+        else:
+            chunks[-1].append(below)
+    return chunks
+
+
+def _edge(chunk: Sequence[Row], right: float, unit: float) -> float:
+    """Where the chunk's lines end: at their own right edge if most reach it, else at the flow's."""
+    own = max(row.x1 for row in chunk)
+    reach = sum(row.x1 > own - 1.5 * unit for row in chunk[:-1])
+    return own if len(chunk) > 2 and reach * 2 >= len(chunk) - 1 else max(own, right)
+
+
+def _paragraphs(chunk: Sequence[Row], edge: float, style: Style) -> list[Block]:
+    """Cuts a chunk where a line begins anew: a bullet, an indent, or after a line that had room for the next word."""
+    groups: list[list[Row]] = [[chunk[0]]]
+    short: list[bool] = [False]  # whether a group follows a line that was broken on purpose
+    for n in range(1, len(chunk)):
+        above, row = chunk[n - 1], chunk[n]
+        below = chunk[n + 1] if n + 1 < len(chunk) else None
+        text = row_text(row)
+        room = edge - above.x1
+        word = row.x1 - row.x0 if " " not in text else len(text.split()[0]) * (row.x1 - row.x0) / max(1, len(text))
+        broken = room > word + 1.2 * style.unit
+        item = _BULLET.match(text) or (_NUMBERED.match(text) and _is_list(chunk))
+        if item or _indented(groups[-1], row, below, style.unit) or (broken and not _hyphenated(above)):
+            groups.append([row])
+            short.append(broken and not item)
+        else:
+            groups[-1].append(row)
+    blocks: list[Block] = []
+    for group, follows in zip(groups, short, strict=True):
+        text = row_text(group[0])
+        for row in group[1:]:
+            text = join_lines(text, row_text(row), style.vocabulary)
+        item = bool(_BULLET.match(text) or (_NUMBERED.match(text) and _is_list(chunk)))
+        full = group[-1].x1 > edge - 2 * style.unit
+        before = blocks[-1] if blocks else None
+        alone = len(group) == 1 and not item
+        if follows and alone and before is not None and before.kind is Kind.PARAGRAPH and _stands_alone(before):
+            before.text += "\n" + text
+            before.boxes += _boxes(group)
+            before.rows += group
+        else:
+            kind = Kind.ITEM if item else Kind.PARAGRAPH
+            blocks.append(Block(kind, _boxes(group), text, full=full, rows=list(group)))
+    return blocks
+
+
+def _stands_alone(block: Block) -> bool:
+    return block.text.count("\n") == len(block.rows) - 1
+
+
+def _hyphenated(row: Row) -> bool:
+    return re.search(r"[^\W\d_]-$", row.boxes[-1].text.rstrip()) is not None
+
+
+def _is_list(chunk: Sequence[Row]) -> bool:
+    numbers = [int(match.group(1)) for row in chunk if (match := _NUMBERED.match(row.boxes[0].text))]
+    return len(numbers) > 1 and all(second - first == 1 for first, second in zip(numbers, numbers[1:], strict=False))
+
+
+def _indented(group: Sequence[Row], row: Row, below: Row | None, unit: float) -> bool:
+    """Whether a row's left edge says that it begins a paragraph: indented alone, or flush after hanging ones."""
+    above = group[-1]
+    step = row.x0 - above.x0
+    if abs(row.centre - above.centre) < 0.5 * unit and abs(row.x1 - above.x1) > 0.7 * unit:
+        return False  # centred
+    if step > 0.7 * unit:
+        return below is not None and below.x0 < row.x0 - 0.6 * unit and not (len(group) == 1 and step > 8 * unit)
+    if step < -0.7 * unit:
+        return len(group) > 1 and group[0].x0 < group[1].x0 - 0.6 * unit and abs(row.x0 - group[0].x0) < 0.6 * unit
+    return False
+
+
+def _mark_headings(blocks: Sequence[Block], left: float, right: float, style: Style) -> None:
+    width = max(right - left, style.unit)
+    for n, block in enumerate(blocks):
+        if block.kind is not Kind.PARAGRAPH or sum(sign.isalpha() for sign in block.text) < 3:
+            continue
+        size = median(row.height for row in block.rows) / style.unit
+        text = block.text.replace("\n", " ")
+        following = blocks[n + 1] if n + 1 < len(blocks) else None
+        if size >= 1.3 and len(block.rows) <= 4 and len(text) < 200:
+            block.level = 1 if size >= 1.6 else 2
+        elif len(block.rows) > 1 or following is None or _ENDS.search(text) or len(text) > 80:
+            continue
+        elif block.rows[0].x1 - block.rows[0].x0 > 0.75 * width:
+            continue
+        elif following.kind is Kind.PARAGRAPH and len(following.rows) > 1 and (
+            _SECTION.match(text) or text.isupper() or (text[:1].isupper() and "," not in text)
+        ):
+            block.level = 2
+        if block.level:
+            block.kind = Kind.HEADING
+            block.text = text
+
+
+def _boxes(rows: Sequence[Row]) -> list[Box]:
+    return [box for row in rows for box in row.boxes]
+
+
+def _quantile(values: Sequence[float], share: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(share * len(values)))]

@@ -1,0 +1,139 @@
+"""Reading order: a page's boxes into flows, each of which reads row by row.
+
+A gutter is a strip that few lines cross and that has running text on both sides. The lines that do cross it (titles,
+full-width tables) cut the page into bands; within a band the left side is read before the right one, and each side may
+have gutters of its own."""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Sequence
+from statistics import median
+
+from worker.layout.geometry import Box
+
+_TRIM = 0.3  # of the text's height: detectors draw boxes a little wider than the ink
+_NARROWEST = 0.35  # of the text's height: a gutter, after trimming both sides' boxes
+_CANDIDATES = 12
+
+
+def flows_of(boxes: Sequence[Box], unit: float) -> list[list[Box]]:
+    """Boxes in groups to be read one after the other; `unit` is the height of the page's plain text in pixels."""
+    bands = _best_bands(boxes, unit)
+    if bands is None:
+        return [list(boxes)]
+    flows = []
+    for left, right in bands:
+        flows += flows_of(left, unit)
+        if right:
+            flows += flows_of(right, unit)
+    return flows
+
+
+Band = tuple[list[Box], list[Box]]  # left and right of the gutter; all in the first where the band has none
+
+
+def _best_bands(boxes: Sequence[Box], unit: float) -> list[Band] | None:
+    best, most = None, 0
+    for start, end in _strips(boxes, unit):
+        bands, lines = _bands(boxes, start, end, unit)
+        if lines > most:
+            best, most = bands, lines
+    return best
+
+
+def _strips(boxes: Sequence[Box], unit: float) -> list[tuple[float, float]]:
+    """Candidates for a gutter: strips crossed by fewer boxes than what is beside them, the least crossed first."""
+    if len(boxes) < 4:
+        return []
+    trim = _TRIM * unit
+    events = sorted(
+        [(box.x0 + trim, 1) for box in boxes if box.width > 2 * trim]
+        + [(box.x1 - trim, -1) for box in boxes if box.width > 2 * trim]
+    )
+    counted: list[tuple[int, float, float]] = []  # boxes that cross, start, end
+    crossing = 0
+    for (x, step), (following, _) in zip(events, events[1:], strict=False):
+        crossing += step
+        if following > x:
+            counted.append((crossing, x, following))
+    strips = []
+    for i in range(1, len(counted) - 1):
+        crossing, start, end = counted[i]
+        if end - start >= _NARROWEST * unit and counted[i - 1][0] > crossing < counted[i + 1][0]:
+            strips.append((crossing, start - end, start, end))
+    return [(start, end) for _, _, start, end in sorted(strips)[:_CANDIDATES]]
+
+
+def _bands(boxes: Sequence[Box], start: float, end: float, unit: float) -> tuple[list[Band], int]:
+    """The bands that a gutter makes, and how many lines stand in those that have it."""
+    trim = _TRIM * unit
+    spanning = sorted((box for box in boxes if box.x0 + trim < start and box.x1 - trim > end), key=lambda box: box.y)
+    heights = [box.y for box in spanning]
+    sides: list[Band] = [([], []) for _ in range(len(spanning) + 1)]
+    for box in boxes:
+        if not (box.x0 + trim < start and box.x1 - trim > end):
+            sides[bisect(heights, box.y)][0 if box.centre < (start + end) / 2 else 1].append(box)
+    columns = [_is_columns(left, right) for left, right in sides]
+    if not any(columns):
+        return [], 0
+    bands: list[Band] = []
+    plain: list[Box] = []
+    lines = 0
+    for i, (left, right) in enumerate(sides):
+        if columns[i] or _may_be_columns(left, right):
+            if plain:
+                bands.append((plain, []))
+                plain = []
+            bands.append((left, right))
+            lines += len(left) + len(right)
+        else:
+            plain += left + right
+        if i < len(spanning):
+            plain.append(spanning[i])
+    if plain:
+        bands.append((plain, []))
+    return bands, lines
+
+
+def _is_columns(left: Sequence[Box], right: Sequence[Box]) -> bool:
+    """Whether both sides are running text of their own, rather than the cells of rows."""
+    if min(len(left), len(right)) < 3 or max(_numeric(left), _numeric(right)) >= 0.5:
+        return False
+    if min(max(b.bottom for b in left), max(b.bottom for b in right)) <= max(min(b.top for b in left), min(b.top for b in right)):
+        return False
+    letters = min(median(box.letters for box in left), median(box.letters for box in right))
+    full = min(_fullness(left), _fullness(right))
+    if letters >= 14 and full >= 0.5:
+        return True
+    if letters >= 25 and full >= 0.3:
+        return True
+    return letters >= 10 and min(len(left), len(right)) >= 5 and _aligned(left, right) < 0.6
+
+
+def _may_be_columns(left: Sequence[Box], right: Sequence[Box]) -> bool:
+    """A weaker sign, enough where the same gutter is sure in another band of the region."""
+    if not left or not right or max(_numeric(left), _numeric(right)) >= 0.5:
+        return False
+    return min(median(box.letters for box in left), median(box.letters for box in right)) >= 14
+
+
+def _numeric(boxes: Sequence[Box]) -> float:
+    return sum(box.numeric for box in boxes) / len(boxes)
+
+
+def _fullness(boxes: Sequence[Box]) -> float:
+    """The share of lines that reach over most of their column's width."""
+    width = max(box.x1 for box in boxes) - min(box.x0 for box in boxes)
+    return sum(box.width > 0.75 * width for box in boxes) / len(boxes)
+
+
+def _aligned(left: Sequence[Box], right: Sequence[Box]) -> float:
+    """The share of the shorter side's lines that stand level with one of the other side."""
+    few, many = sorted((left, right), key=len)
+    ys = sorted(box.y for box in many)
+    level = 0
+    for box in few:
+        i = bisect(ys, box.y)
+        level += any(abs(y - box.y) < 0.25 * box.height for y in ys[max(0, i - 1) : i + 1])
+    return level / len(few)

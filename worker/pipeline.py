@@ -1,0 +1,493 @@
+"""The stages of a worker: fetch → decode → engine → write, each in threads of its own, joined by bounded queues.
+
+The engine is never idle while there is work; memory is bounded by the queues, whatever the shard holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Protocol
+
+from worker import layout
+from worker.contract import Failure, FailureCode, Meta, Options, Page, Receipt, Result, Task
+from worker.decode import BadPage, DecodedPage, Decoder
+from worker.engines import Engine, PageImage, PageText
+from worker.errors import DocumentError, TryAgain
+from worker.marker import InFlight
+from worker.settings import Settings
+from worker.storage import Fetched, Storage
+
+log = logging.getLogger(__name__)
+
+WINDOW = 32  # documents in flight: enough to hide storage latency behind an engine of 20 small documents a second
+FETCHERS = 8
+WRITERS = 8
+DECODERS = 2
+QUEUE_BYTES = 192 << 20  # of decoded pages that wait for the engine: some sixteen A4 pages at 200 DPI
+TRACEBACK_CHARACTERS = 2000
+
+
+class Places(Protocol):
+    """Where a task's outcome goes: a run's folder, or the one place of the one-document form."""
+
+    def result(self, task: Task) -> str: ...
+
+    def failure(self, task: Task) -> str: ...
+
+    def text(self, task: Task) -> str | None:
+        """Where the markdown goes besides; None where it doesn't."""
+        ...
+
+
+class Receipts(Protocol):
+    def add(self, receipt: Receipt) -> None: ...
+
+    def count_page(self) -> None: ...
+
+
+@dataclass
+class Job:
+    """What one pipeline works with."""
+
+    settings: Settings
+    options: Options
+    engine: Engine
+    engine_name: str
+    storage: Storage
+    places: Places
+    receipts: Receipts
+    in_flight: InFlight | None = None
+    skip: Callable[[Task], bool] = lambda task: False  # whether an earlier attempt has ended the task
+    window: int = WINDOW
+
+
+class EngineStuck(Exception):
+    """The engine did not come back in time. Its thread can't be stopped: only the process's end helps."""
+
+    def __init__(self, tasks: list[Task], seconds: float) -> None:
+        super().__init__(f"the engine did not answer within {seconds:.0f} s; in hand: {', '.join(t.key for t in tasks)}")
+        self.tasks = tasks
+
+
+class Pipeline:
+    """Reads tasks until all have ended, until `drain`, or until something breaks that is no document's fault."""
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        self._draining = threading.Event()
+        self._broken: BaseException | None = None
+        self._room = threading.BoundedSemaphore(job.window)
+        self._fetched: queue.SimpleQueue[_Document | None] = queue.SimpleQueue()
+        self._pages = _PageQueue(QUEUE_BYTES)
+        self._calls: dict[int, tuple[float, list[Task]]] = {}  # by engine thread: since when, and with which tasks
+        self.left_over = 0  # tasks that were admitted or seen but have no outcome, because of a drain
+
+    def drain(self) -> None:
+        """Admits no more; what has reached the engine is finished. Safe to call from a signal handler."""
+        self._draining.set()
+
+    def run(self, tasks: Iterable[Task]) -> None:
+        """Raises: TryAgain, EngineStuck, or whatever broke a stage. Documents that fail are no exception."""
+        source = _Locked(tasks)
+        stages: list[list[threading.Thread]] = [
+            self._start(FETCHERS, "fetch", lambda: self._fetch(source)),
+            self._start(min(DECODERS, self._job.settings.threads), "decode", self._decode),
+            self._start(self._job.engine.concurrency, "engine", self._read),
+        ]
+        try:
+            with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as self._writers:
+                self._join(stages[0])
+                for _ in stages[1]:
+                    self._fetched.put(None)
+                self._join(stages[1])
+                self._pages.close()
+                self._join(stages[2])
+        finally:
+            self._pages.close()
+        if self._broken:
+            raise self._broken
+        for _ in source:
+            self.left_over += 1
+
+    # ---- stages, each the body of its threads
+
+    def _fetch(self, source: Iterator[Task]) -> None:
+        while not self._stopping:
+            if not self._room.acquire(timeout=0.2):
+                continue
+            task = next(source, None)
+            if task is None:
+                self._room.release()
+                return
+            document = _Document(task, self._job)
+            try:
+                if self._job.skip(task):
+                    self._room.release()
+                    continue
+                if self._job.in_flight:
+                    self._job.in_flight.add(task.key)
+                folder = Path(self._job.settings.scratch or "/tmp")
+                document.fetched = self._job.storage.fetch(task.uri, folder)
+            except DocumentError as error:
+                self._end(document, error)
+            except BaseException:
+                self._room.release()
+                raise
+            else:
+                self._fetched.put(document)
+
+    def _decode(self) -> None:
+        job = self._job
+        longest_side = min(job.options.longest_side or job.engine.longest_side, job.engine.longest_side)
+        with Decoder(job.options, longest_side=longest_side, module=job.settings.decoder) as decoder:
+            while (document := self._fetched.get()) is not None:
+                if self._stopping:
+                    self._abandon(document)
+                else:
+                    self._decode_one(decoder, document)
+
+    def _decode_one(self, decoder: Decoder, document: _Document) -> None:
+        assert document.fetched is not None
+        try:
+            if document.fetched.size == 0:
+                raise DocumentError(FailureCode.EMPTY, f"{document.task.uri} holds 0 bytes")
+            pages = decoder.pages(str(document.fetched.path), document.task.pages)
+            document.warnings += pages.warnings
+            for item in pages:
+                if self._broken or (self._draining.is_set() and not document.touched):
+                    return self._abandon(document)
+                if isinstance(item, BadPage):
+                    document.fail_page(item.number, item.code, item.message)
+                elif item.blank:
+                    document.add_page(_page(item.image, "blank"))
+                else:
+                    if self._job.in_flight:
+                        self._job.in_flight.ensure_written(document.task.key)
+                    document.expect_page()
+                    self._pages.put(document, item.image)
+                    continue
+                self._job.receipts.count_page()
+        except DocumentError as error:
+            document.error = error
+        except (TryAgain, MemoryError):
+            raise
+        except Exception as error:  # the task boundary: whatever it is, it costs this document alone
+            document.fail(FailureCode.DECODER_CRASHED, error)
+        finally:
+            document.fetched_release()
+        if document.close():
+            self._end(document)
+
+    def _read(self) -> None:
+        engine = self._job.engine
+        me = threading.get_ident()
+        while batch := self._pages.take(engine.batch_size):
+            self._calls[me] = (time.monotonic(), [document.task for document, _ in batch])
+            texts = self._read_batch([image for _, image in batch])
+            del self._calls[me]
+            for (document, image), text in zip(batch, texts, strict=True):
+                document.add_text(image, text)
+                self._job.receipts.count_page()
+                if document.answered():
+                    self._end(document)
+
+    def _read_batch(self, images: Sequence[PageImage]) -> list[PageText | Exception]:
+        """One text or exception a page: an engine that raises on a batch is asked again page by page."""
+        try:
+            texts = self._job.engine.read(images)
+            if len(texts) != len(images):
+                raise ValueError(f"the engine returned {len(texts)} texts for {len(images)} pages")
+            return list(texts)
+        except (TryAgain, MemoryError):
+            raise
+        except Exception as error:
+            if len(images) == 1:
+                return [error]
+        return [text for image in images for text in self._read_batch([image])]
+
+    def _write(self, document: _Document) -> None:
+        job = self._job
+        try:
+            outcome = document.outcome()
+        except Exception as error:  # the task boundary, as above
+            document.fail(FailureCode.ENGINE_ERROR, error)
+            outcome = document.outcome()
+        place = job.places.result if isinstance(outcome, Result) else job.places.failure
+        text = job.places.text(document.task) if isinstance(outcome, Result) else None
+        if text is not None and isinstance(outcome, Result):  # before the result, whose presence means "done"
+            job.storage.write(text, (outcome.extracted_markdown.rstrip("\n") + "\n").encode())
+        job.storage.write(place(document.task), outcome.to_json().encode())
+        if isinstance(outcome, Result) and job.settings.retry_failed:
+            job.storage.delete(job.places.failure(document.task))
+        job.receipts.add(document.receipt(outcome))
+        if job.in_flight:
+            job.in_flight.remove(document.task.key)
+
+    # ---- what the stages share
+
+    @property
+    def _stopping(self) -> bool:
+        return self._draining.is_set() or self._broken is not None
+
+    def _end(self, document: _Document, error: DocumentError | None = None) -> None:
+        document.error = document.error or error
+        self._writers.submit(self._guarded, lambda: self._write(document), self._room.release)
+
+    def _abandon(self, document: _Document) -> None:
+        document.fetched_release()
+        self.left_over += 1
+        self._room.release()
+
+    def _start(self, count: int, name: str, body: Callable[[], None]) -> list[threading.Thread]:
+        threads = [
+            threading.Thread(target=self._guarded, args=(body,), name=f"{name}-{index}", daemon=True) for index in range(count)
+        ]
+        for thread in threads:
+            thread.start()
+        return threads
+
+    def _guarded(self, body: Callable[[], None], finally_: Callable[[], None] | None = None) -> None:
+        """Runs a stage's body; what it raises stops all stages and is raised again by `run`."""
+        try:
+            body()
+        except BaseException as error:
+            if self._broken is None:
+                self._broken = error
+            self._pages.close(discard=True)
+        finally:
+            if finally_:
+                finally_()
+
+    def _join(self, threads: list[threading.Thread]) -> None:
+        """Waits in slices, so that signals are handled and a stuck engine is found."""
+        limit = self._job.options.engine_timeout
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)
+                now = time.monotonic()
+                for since, tasks in list(self._calls.values()):
+                    if now - since > limit:
+                        raise EngineStuck(tasks, limit)
+
+
+class _Document:
+    """A task on its way through the stages. Pages arrive from decoder and engine threads, in any order."""
+
+    def __init__(self, task: Task, job: Job) -> None:
+        self.task = task
+        self.fetched: Fetched | None = None
+        self.error: DocumentError | None = None
+        self.warnings: list[str] = []
+        self.touched = False  # a page of it has reached the engine's queue
+        self._job = job
+        self._started = time.monotonic()
+        self._pages: list[Page] = []
+        self._codes: list[FailureCode] = []
+        self._open = 1  # pages with the engine, and one for the decoder that may bring more
+        self._lock = threading.Lock()
+        self._trace: str | None = None
+        self._written_by_engine = False
+        self._size: int | None = None
+        self._etag: str | None = None
+
+    def expect_page(self) -> None:
+        with self._lock:
+            self.touched = True
+            self._open += 1
+
+    def close(self) -> bool:
+        """The decoder brings no more pages; whether the document has ended by that."""
+        return self.answered()
+
+    def answered(self) -> bool:
+        """The engine has answered for one page; whether the document has ended by that."""
+        with self._lock:
+            self._open -= 1
+            return self._open == 0
+
+    def add_page(self, page: Page) -> None:
+        with self._lock:
+            self._pages.append(page)
+
+    def fail_page(self, number: int, code: FailureCode, message: str, image: PageImage | None = None) -> None:
+        width, height = (image.width, image.height) if image else (0, 0)
+        with self._lock:
+            self._codes.append(code)
+            self._pages.append(Page(number=number, width=width, height=height, status="failed", error=message))
+
+    def add_text(self, image: PageImage, text: PageText | Exception) -> None:
+        try:
+            if isinstance(text, Exception):
+                raise text
+            if text.error is not None:
+                self.fail_page(image.number, FailureCode.ENGINE_ERROR, text.error, image)
+                return
+            page = Page(
+                number=image.number,
+                width=text.width,
+                height=text.height,
+                status="ok",
+                rotation=text.rotation,  # type: ignore[arg-type]
+                markdown=text.markdown or "",
+                lines=text.lines,
+                engine=text.details,
+            )
+        except Exception as error:  # raised by the engine, or what it returned is no text of a page
+            self._trace = _tail(error)
+            self.fail_page(image.number, FailureCode.ENGINE_ERROR, f"{type(error).__name__}: {error}", image)
+        else:
+            self._written_by_engine |= text.markdown is not None
+            self.add_page(page)
+
+    def fail(self, code: FailureCode, error: Exception) -> None:
+        """Ends the document for a reason that nobody foresaw."""
+        self._trace = _tail(error)
+        self.error = DocumentError(code, f"{type(error).__name__}: {error}")
+
+    def fetched_release(self) -> None:
+        """Remembers what the record needs of the source and frees its disk space."""
+        if self.fetched:
+            self._size, self._etag = self.fetched.size, self.fetched.etag
+            if self.fetched.temporary:
+                self.fetched.path.unlink(missing_ok=True)
+            self.fetched = None
+
+    def outcome(self) -> Result | Failure:
+        """The record of a document that has ended. Exactly one of the two, whatever happened."""
+        job = self._job
+        pages = sorted(self._pages, key=lambda page: page.number)
+        now = datetime.now(UTC).replace(microsecond=0)
+        failed = [page for page in pages if page.status == "failed"]
+        if self.error or not pages or len(failed) == len(pages):
+            if self.error:
+                code, message = self.error.code, self.error.message
+            elif not pages:
+                code, message = FailureCode.EMPTY, f"{self.task.uri} has no pages"
+            else:
+                code, message = self._codes[0], failed[0].error or "unknown"
+                if len(failed) > 1:
+                    message = f"all of its {len(failed)} pages failed; page {failed[0].number}: {message}"
+            return Failure(
+                source_image=self.task.uri,
+                code=code,
+                message=message,
+                attempt=job.settings.attempt,
+                timestamp=now,
+                traceback=self._trace,
+            )
+        if not self._written_by_engine:
+            pages = layout.compose(pages, keep_furniture=job.options.keep_furniture)
+        return Result(
+            source_image=self.task.uri,
+            extracted_markdown=join_markdown(pages),
+            warnings=self.warnings + [f"page {page.number} failed: {page.error}" for page in failed],
+            meta=Meta(
+                model=job.engine.model,
+                revision=job.engine.revision,
+                engine=job.engine_name,
+                runtime=job.settings.runtime,
+                timestamp=now,
+                seconds=round(time.monotonic() - self._started, 3),
+                worker=job.settings.version,
+                etag=self._etag,
+                attempt=job.settings.attempt,
+                markdown_by="engine" if self._written_by_engine else "layout",  # type: ignore[call-arg]
+            ),
+            status="partial" if failed else "ok",
+            pages=pages,
+        )
+
+    def receipt(self, outcome: Result | Failure) -> Receipt:
+        failed = isinstance(outcome, Failure)
+        return Receipt(
+            task=self.task.key,
+            uri=self.task.uri,
+            outcome="failed" if isinstance(outcome, Failure) else outcome.status,
+            code=outcome.code if isinstance(outcome, Failure) else None,
+            message=outcome.message if isinstance(outcome, Failure) else None,
+            seconds=round(time.monotonic() - self._started, 3),
+            pages=len(self._pages),
+            failed_pages=len(self._codes) if not failed else len(self._pages),
+            bytes=self._size,
+            shard=self._job.settings.shard,
+            attempt=self._job.settings.attempt,
+            timestamp=datetime.now(UTC),
+        )
+
+
+def join_markdown(pages: Iterable[Page]) -> str:
+    """A document's markdown: its pages' texts, a blank line between them."""
+    return "\n\n".join(page.markdown.strip("\n") for page in pages if page.markdown.strip()) + "\n"
+
+
+def _tail(error: Exception) -> str:
+    return "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
+
+
+def _page(image: PageImage, status: str) -> Page:
+    return Page(number=image.number, width=image.width, height=image.height, status=status)  # type: ignore[arg-type]
+
+
+@dataclass
+class _PageQueue:
+    """Pages that wait for the engine, bounded by their bytes. One page always fits."""
+
+    limit: int
+    _bytes: int = 0
+    _items: deque[tuple[_Document, PageImage]] = field(default_factory=deque)
+    _closed: bool = False
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def put(self, document: _Document, image: PageImage) -> None:
+        """Waits for room; a page that comes after `close(discard=True)` is dropped."""
+        size = image.pixels.nbytes
+        with self._changed:
+            while self._items and self._bytes + size > self.limit and not self._closed:
+                self._changed.wait()
+            if not self._closed:
+                self._items.append((document, image))
+                self._bytes += size
+                self._changed.notify_all()
+
+    def take(self, most: int) -> list[tuple[_Document, PageImage]]:
+        """At least one page, at most `most`; none when the queue is closed and empty."""
+        with self._changed:
+            while not self._items and not self._closed:
+                self._changed.wait()
+            taken = [self._items.popleft() for _ in range(min(most, len(self._items)))]
+            self._bytes -= sum(image.pixels.nbytes for _, image in taken)
+            self._changed.notify_all()
+            return taken
+
+    def close(self, *, discard: bool = False) -> None:
+        with self._changed:
+            self._closed = True
+            if discard:
+                self._items.clear()
+                self._bytes = 0
+            self._changed.notify_all()
+
+
+class _Locked:
+    """An iterator that several threads may draw from."""
+
+    def __init__(self, tasks: Iterable[Task]) -> None:
+        self._tasks = iter(tasks)
+        self._lock = threading.Lock()
+
+    def __iter__(self) -> Iterator[Task]:
+        return self
+
+    def __next__(self) -> Task:
+        with self._lock:
+            return next(self._tasks)

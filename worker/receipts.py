@@ -1,0 +1,84 @@
+"""Receipts: one line for each task that ended, in the run's folder and on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+
+from worker.contract import Receipt
+from worker.storage import NotFound, Storage
+
+PROGRESS = "progress"  # the key that tells a line of progress on standard output from a receipt
+_stdout = threading.Lock()
+
+FLUSH_SECONDS = 10.0  # between writes of the receipts file, which grows by being written anew: S3 cannot append
+
+
+class ReceiptLog:
+    """Collects the receipts of one shard attempt. Thread-safe."""
+
+    def __init__(self, storage: Storage, uri: str | None, *, progress_seconds: float) -> None:
+        """Without a `uri` they go to standard output alone."""
+        self._storage = storage
+        self._uri = uri
+        self._lines: list[str] = []
+        self._written = 0
+        self._flushed = time.monotonic()
+        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._progress_seconds = progress_seconds
+        self._pages = 0  # since they were last told
+        self._told = time.monotonic()
+
+    @property
+    def failed(self) -> list[Receipt]:
+        return [receipt for line in self._lines if (receipt := Receipt.model_validate_json(line)).outcome == "failed"]
+
+    def add(self, receipt: Receipt) -> None:
+        self.add_line(receipt.to_json())
+
+    def add_line(self, line: str) -> None:
+        """As `add`, of a receipt that is JSON already."""
+        with self._lock:
+            self._lines.append(line)
+        print_line(line)
+        if time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def count_page(self) -> None:
+        """Tells now and then how many pages ended since it last told: one document may have thousands."""
+        with self._lock:
+            self._pages += 1
+            now = time.monotonic()
+            if now - self._told < self._progress_seconds:
+                return
+            self._told = now
+            pages, self._pages = self._pages, 0
+        print_line(json.dumps({PROGRESS: {"pages": pages}}))
+
+    def flush(self) -> None:
+        with self._writing:
+            self._flushed = time.monotonic()
+            with self._lock:
+                lines = list(self._lines)
+            if self._uri and len(lines) > self._written:
+                self._storage.write(self._uri, "".join(line + "\n" for line in lines).encode())
+                self._written = len(lines)
+
+
+def read_receipts(storage: Storage, uri: str) -> list[Receipt]:
+    """The receipts of one shard attempt; none where the attempt wrote none."""
+    try:
+        data = storage.read(uri)
+    except NotFound:
+        return []
+    return [Receipt.model_validate_json(line) for line in data.splitlines()]
+
+
+def print_line(line: str) -> None:
+    """Whole lines only, whichever threads print."""
+    with _stdout:
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()

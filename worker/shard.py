@@ -1,0 +1,160 @@
+"""One shard of a run, or one document: what was asked for, what earlier attempts left, and the pipeline in between.
+
+A first attempt looks nothing up. A later one skips what has an outcome; one that follows a crash is supervised.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+
+from pydantic import ValidationError
+
+from worker.contract import ExitCode, FailureCode, Marker, Options, Run, RunPaths, Task
+from worker.engines import Engine, EngineSettings, build_engine
+from worker.errors import BadRequest, DocumentError, WorkerError
+from worker.marker import InFlight, read_marker
+from worker.outcomes import Ended, OnePlace, RunPlaces, write_failure
+from worker.pipeline import EngineStuck, Job, Pipeline
+from worker.receipts import ReceiptLog
+from worker.settings import Settings
+from worker.storage import Storage, to_uri
+from worker.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+
+class Drain:
+    """SIGTERM's way to whatever is running: admit no more, finish what is in flight, and be gone when time is up."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._asked = False
+        self._how: Callable[[], None] = lambda: None
+        self._flush: Callable[[], None] = lambda: None
+
+    def ask(self) -> None:
+        """Starts draining; safe to call from a signal handler, more than once."""
+        if not self._asked:
+            self._asked = True
+            timer = threading.Timer(self._seconds, self._time_is_up)
+            timer.daemon = True
+            timer.start()
+            self._how()
+
+    def use(self, how: Callable[[], None], flush: Callable[[], None]) -> None:
+        """From now on draining means calling `how` at once, and `flush` when time is up."""
+        self._how, self._flush = how, flush
+        if self._asked:
+            how()
+
+    def _time_is_up(self) -> None:
+        log.warning("time to drain is up: what is in hand is given up, a later attempt reads it again")
+        try:
+            self._flush()
+        finally:
+            os._exit(ExitCode.DRAINED)  # threads inside an engine can't be stopped in another way
+
+
+def read_shard(settings: Settings, storage: Storage, drain: Drain) -> ExitCode:
+    """Reads what is left of a shard.
+
+    Raises: WorkerError with the exit code that the process must end with.
+    """
+    assert settings.run_uri
+    paths = RunPaths(to_uri(settings.run_uri))
+    run, tasks = _load(storage, paths, settings.shard)
+    own_receipts = None if settings.supervised else paths.receipts(settings.shard, settings.attempt)
+    receipts = ReceiptLog(storage, own_receipts, progress_seconds=settings.progress_seconds)
+    marker = Marker(attempt=settings.attempt)
+    ended: Ended | None = None
+    if settings.attempt > 1:
+        ended = Ended(settings, storage, paths)
+        marker = read_marker(storage, paths.marker(settings.shard)) or marker
+        if marker.in_flight and not settings.supervised:
+            supervisor = Supervisor(settings, storage, paths, tasks, ended, receipts)
+            drain.use(supervisor.drain, receipts.flush)
+            try:
+                return supervisor.run(marker)
+            finally:
+                receipts.flush()
+        if settings.supervised == "suspects":
+            tasks = [task for task in tasks if task.key in marker.suspects]
+        tasks = [task for task in tasks if not ended.by_receipt(task)]
+    if not tasks:
+        return ExitCode.OK  # without building an engine for nothing
+    job = Job(
+        settings=settings,
+        options=run.options,
+        engine=_engine(run.engine, settings, run.options),
+        engine_name=run.engine,
+        storage=storage,
+        places=RunPlaces(paths),
+        receipts=receipts,
+        in_flight=InFlight(storage, paths.marker(settings.shard), marker),
+    )
+    if ended:
+        job.skip = ended
+    if settings.supervised == "suspects":
+        job.window = 1
+    return _read(job, tasks, receipts, drain)
+
+
+def read_document(settings: Settings, storage: Storage, drain: Drain) -> ExitCode:
+    """The one-document form: reads `INPUT_S3_URI`, writes its result to `OUTPUT_S3_URI`.
+
+    Raises: BadRequest where the document failed, with `<output>.failure.json` written: nobody else is there to notice.
+    """
+    assert settings.input_uri and settings.output_uri
+    task = Task(uri=to_uri(settings.input_uri), name="document")
+    places = OnePlace(to_uri(settings.output_uri), task.uri)
+    receipts = ReceiptLog(storage, None, progress_seconds=settings.progress_seconds)
+    options = Options()
+    engine = _engine(settings.engine, settings, options)
+    job = Job(settings, options, engine, settings.engine, storage, places, receipts)
+    code = _read(job, [task], receipts, drain)
+    if receipts.failed:
+        raise BadRequest(f"{task.uri} could not be read: {receipts.failed[0].message}; see {places.failure(task)}")
+    return code
+
+
+def _load(storage: Storage, paths: RunPaths, shard: int) -> tuple[Run, list[Task]]:
+    """Raises: BadRequest where there is no such run or shard, or it can't be understood."""
+    try:
+        run = Run.model_validate_json(storage.read(paths.run))
+        lines = storage.read(paths.shard(shard)).splitlines()
+        return run, [Task.model_validate_json(line) for line in lines]
+    except DocumentError as error:
+        raise BadRequest(f"no shard {shard} of a run at {paths.base}: {error.message}") from error
+    except ValidationError as error:
+        raise BadRequest(f"the run at {paths.base} cannot be understood by this version of the worker: {error}") from error
+
+
+def _engine(name: str, settings: Settings, options: Options) -> Engine:
+    return build_engine(
+        name, EngineSettings(threads=settings.threads, lang=options.lang, options=options.engine_options)
+    )
+
+
+def _read(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> ExitCode:
+    pipeline = Pipeline(job)
+    drain.use(pipeline.drain, receipts.flush)
+    try:
+        pipeline.run(tasks)
+    except EngineStuck as error:
+        if job.window == 1:  # alone in flight, so it is to blame
+            for task in error.tasks:
+                uri = job.places.failure(task)
+                receipts.add(write_failure(job.settings, job.storage, uri, task, FailureCode.TIMEOUT, str(error)))
+        raise WorkerError(str(error)) from error
+    finally:
+        receipts.flush()
+    if job.in_flight:
+        job.in_flight.clear()
+    job.engine.close()
+    if pipeline.left_over:
+        log.warning("drained, with %d tasks left to a later attempt", pipeline.left_over)
+        return ExitCode.DRAINED
+    return ExitCode.OK

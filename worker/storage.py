@@ -1,0 +1,394 @@
+"""Storage: local folders and S3 behind one small interface, addressed by URI.
+
+`file://` URIs are percent-encoded as in RFC 8089; `s3://bucket/key` URIs hold the key as it is, never encoded.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from urllib.parse import unquote_to_bytes
+
+from worker.contract import FailureCode
+from worker.errors import BadRequest, DocumentError, TryAgain
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+T = TypeVar("T")
+
+ATTEMPTS = 8  # of one call to S3, the first included
+_TEMPORARY = ".pagefleet-"  # prefix of files that are being written
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An object or file that `list` found. `size` is in bytes."""
+
+    uri: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """A document on local disk. `temporary` files belong to the caller, who deletes them."""
+
+    path: Path
+    size: int
+    etag: str | None
+    temporary: bool
+
+
+class NotFound(DocumentError):
+    def __init__(self, uri: str, hint: str = "") -> None:
+        super().__init__(FailureCode.NOT_FOUND, f"{uri} does not exist{hint}")
+
+
+class AccessDenied(DocumentError):
+    def __init__(self, uri: str, hint: str = "") -> None:
+        super().__init__(FailureCode.ACCESS_DENIED, f"access to {uri} is denied{hint}")
+
+
+class Unavailable(TryAgain):
+    """Storage did not answer, past its retries."""
+
+
+class StorageFull(TryAgain):
+    """No space is left for a result or for a download."""
+
+
+class Storage(Protocol):
+    """What the worker and the jobs need of storage. All raise `NotFound`, `AccessDenied`, `Unavailable`, `StorageFull`."""
+
+    def read(self, uri: str) -> bytes: ...
+
+    def write(self, uri: str, data: bytes) -> None:
+        """Writes whole or not at all; an existing object is replaced."""
+        ...
+
+    def upload(self, uri: str, path: Path) -> None:
+        """As `write`, from a file of any size."""
+        ...
+
+    def fetch(self, uri: str, folder: Path) -> Fetched:
+        """The document as a local file: itself where it is local, else a download into `folder`."""
+        ...
+
+    def exists(self, uri: str) -> bool: ...
+
+    def list(self, uri: str) -> Iterator[Entry]:
+        """Everything whose URI starts with `uri`, sorted by URI. A local `uri` must be a folder ending in a slash."""
+        ...
+
+    def delete(self, uri: str) -> None:
+        """Deleting what does not exist is no error."""
+        ...
+
+
+def open_storage() -> Storage:
+    """Storage for `file://` and `s3://` URIs; clients are made at first use, from the usual AWS environment."""
+    return _ByScheme()
+
+
+def to_uri(location: str) -> str:
+    """The URI of a path or URI as a person types it.
+
+    Raises: BadRequest for a scheme that is not supported, or an S3 URI without a bucket.
+    """
+    scheme = location.partition("://")[0] if "://" in location else ""
+    if scheme == "s3":
+        if not location.removeprefix("s3://").strip("/"):
+            raise BadRequest(f"{location} names no bucket; write s3://BUCKET/KEY")
+        return location
+    if scheme == "file":
+        return path_uri(uri_path(location))
+    if scheme in ("http", "https", "gs", "az", "azure", "abfs"):
+        raise BadRequest(f"{location}: {scheme}:// is not supported; give a local path or s3://BUCKET/KEY")
+    return path_uri(Path(location))
+
+
+def path_uri(path: Path) -> str:
+    return Path(os.path.abspath(path)).as_uri()
+
+
+def uri_path(uri: str) -> Path:
+    """The path of a `file://` URI; names that are not UTF-8 come through too."""
+    return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://"))))
+
+
+def split_s3(uri: str) -> tuple[str, str]:
+    """Bucket and key of an `s3://` URI."""
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return bucket, key
+
+
+class LocalStorage:
+    """Files. Writing goes through a temporary file in the same folder, so that a reader never sees half of one."""
+
+    def read(self, uri: str) -> bytes:
+        with _file_errors(uri):
+            return uri_path(uri).read_bytes()
+
+    def write(self, uri: str, data: bytes) -> None:
+        path = uri_path(uri)
+        with _file_errors(uri):
+            temporary = self._temporary(path)
+            try:
+                with open(temporary, "wb") as file:
+                    file.write(data)
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def upload(self, uri: str, path: Path) -> None:
+        import shutil
+
+        target = uri_path(uri)
+        with _file_errors(uri):
+            temporary = self._temporary(target)
+            try:
+                shutil.copyfile(path, temporary)
+                os.replace(temporary, target)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+
+    def fetch(self, uri: str, folder: Path) -> Fetched:
+        path = uri_path(uri)
+        with _file_errors(uri):
+            with open(path, "rb") as file:  # tells a missing or forbidden file before a decoder is bothered
+                status = os.fstat(file.fileno())
+        return Fetched(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", temporary=False)
+
+    def exists(self, uri: str) -> bool:
+        return uri_path(uri).exists()
+
+    def list(self, uri: str) -> Iterator[Entry]:
+        yield from self._walk(uri_path(uri))
+
+    def delete(self, uri: str) -> None:
+        with _file_errors(uri):
+            uri_path(uri).unlink(missing_ok=True)
+
+    def _walk(self, folder: Path) -> Iterator[Entry]:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise BadRequest(f"cannot list {folder}: {error.strerror}") from error
+        for entry in entries:
+            if entry.is_dir():
+                if not entry.is_symlink():  # a link to a parent would never end
+                    yield from self._walk(Path(entry.path))
+            elif entry.is_file() and not entry.name.startswith(_TEMPORARY):  # no FIFOs, no devices
+                yield Entry(Path(entry.path).as_uri(), entry.stat().st_size)
+
+    @staticmethod
+    def _temporary(path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.with_name(f"{_TEMPORARY}{os.getpid()}-{random.getrandbits(48):012x}")
+
+
+class S3Storage:
+    """Objects in S3. Request errors that may pass are retried by botocore, broken downloads by us, both with jitter."""
+
+    def __init__(self, client: S3Client | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
+        self._made = client
+        self._sleep = sleep
+
+    def read(self, uri: str) -> bytes:
+        bucket, key = split_s3(uri)
+        return self._call(uri, lambda: self._client.get_object(Bucket=bucket, Key=key)["Body"].read())
+
+    def write(self, uri: str, data: bytes) -> None:
+        bucket, key = split_s3(uri)
+        self._call(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=_content_type(key)))
+
+    def upload(self, uri: str, path: Path) -> None:
+        bucket, key = split_s3(uri)
+        extra = {"ContentType": _content_type(key)}
+        self._call(uri, lambda: self._client.upload_file(str(path), bucket, key, ExtraArgs=extra))
+
+    def fetch(self, uri: str, folder: Path) -> Fetched:
+        bucket, key = split_s3(uri)
+        descriptor, name = tempfile.mkstemp(dir=folder)
+        os.close(descriptor)
+        path = Path(name)
+
+        def download() -> Fetched:
+            answer = self._client.get_object(Bucket=bucket, Key=key)
+            with open(path, "wb") as file:
+                for chunk in answer["Body"].iter_chunks(1 << 20):
+                    file.write(chunk)
+            return Fetched(path, path.stat().st_size, answer["ETag"].strip('"'), temporary=True)
+
+        try:
+            return self._call(uri, download)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+
+    def exists(self, uri: str) -> bool:
+        bucket, key = split_s3(uri)
+        try:
+            self._call(uri, lambda: self._client.head_object(Bucket=bucket, Key=key))
+        except NotFound:
+            return False
+        return True
+
+    def list(self, uri: str) -> Iterator[Entry]:
+        bucket, prefix = split_s3(uri)
+        token: dict[str, Any] = {}
+        while True:
+            page = self._call(
+                uri, lambda token=token: self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **token)  # type: ignore[misc]
+            )
+            for item in page.get("Contents", []):
+                if not item["Key"].endswith("/"):  # the consoles' folder placeholders
+                    yield Entry(f"s3://{bucket}/{item['Key']}", item["Size"])
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def delete(self, uri: str) -> None:
+        bucket, key = split_s3(uri)
+        with suppress(NotFound):
+            self._call(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
+
+    @property
+    def _client(self) -> S3Client:
+        if self._made is None:
+            import boto3
+            from botocore.config import Config
+
+            config = Config(
+                retries={"mode": "standard", "max_attempts": ATTEMPTS},  # standard: exponential backoff with full jitter
+                connect_timeout=5,
+                read_timeout=30,
+                max_pool_connections=32,
+                user_agent_extra="pagefleet",
+            )
+            self._made = boto3.session.Session().client("s3", config=config)
+        return self._made
+
+    def _call(self, uri: str, call: Callable[[], T]) -> T:
+        """Calls S3 and says in our words what went wrong; retries what breaks while a body is being read."""
+        from boto3.exceptions import S3UploadFailedError
+        from botocore import exceptions as aws
+
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with _file_errors(uri):
+                    return call()
+            except aws.ClientError as error:
+                raise _translated(error, uri) from error
+            except S3UploadFailedError as error:
+                cause = error.__context__
+                raise (
+                    _translated(cause, uri) if isinstance(cause, aws.ClientError) else Unavailable(f"{uri}: {error}")
+                ) from error
+            except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
+                raise BadRequest(f"{uri}: {error}; set AWS_PROFILE, or run `aws sso login`") from error
+            except aws.ParamValidationError as error:
+                raise NotFound(uri, f": {error}") from error
+            except (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, ConnectionError) as error:
+                # botocore has already retried the request; a body that breaks off while it is read comes here unretried
+                if attempt == ATTEMPTS or isinstance(error, aws.EndpointConnectionError):
+                    raise Unavailable(f"{uri} cannot be reached: {error}; try again later") from error
+                self._sleep(random.uniform(0, min(20.0, 0.1 * 2**attempt)))
+        raise AssertionError("unreachable")
+
+
+class _ByScheme:
+    """Hands each URI to the storage of its scheme."""
+
+    def __init__(self) -> None:
+        self._by_scheme: dict[str, Storage] = {"file": LocalStorage(), "s3": S3Storage()}
+
+    def read(self, uri: str) -> bytes:
+        return self._of(uri).read(uri)
+
+    def write(self, uri: str, data: bytes) -> None:
+        self._of(uri).write(uri, data)
+
+    def upload(self, uri: str, path: Path) -> None:
+        self._of(uri).upload(uri, path)
+
+    def fetch(self, uri: str, folder: Path) -> Fetched:
+        return self._of(uri).fetch(uri, folder)
+
+    def exists(self, uri: str) -> bool:
+        return self._of(uri).exists(uri)
+
+    def list(self, uri: str) -> Iterator[Entry]:
+        return self._of(uri).list(uri)
+
+    def delete(self, uri: str) -> None:
+        self._of(uri).delete(uri)
+
+    def _of(self, uri: str) -> Storage:
+        scheme = uri.partition("://")[0]
+        if scheme not in self._by_scheme:
+            raise BadRequest(f"{uri} is neither a file:// nor an s3:// URI")
+        return self._by_scheme[scheme]
+
+
+class _file_errors:
+    """Says in our words what a file operation ran into."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        if isinstance(error, FileNotFoundError):
+            raise NotFound(self._uri) from error
+        if isinstance(error, PermissionError):
+            raise AccessDenied(self._uri) from error
+        if isinstance(error, (IsADirectoryError, NotADirectoryError)) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise NotFound(self._uri, f" as a file: {error.strerror}") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageFull(f"no space left for {self._uri}: free some, then resume the run") from error
+        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS):
+            raise Unavailable(f"{self._uri}: {error.strerror}; try again when the disk is back") from error
+
+
+def _translated(error: Any, uri: str) -> Exception:
+    code = error.response.get("Error", {}).get("Code", "")
+    status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+    if code in ("NoSuchKey", "NoSuchBucket", "NotFound", "404") or status == 404:
+        return NotFound(uri, " (no such bucket)" if code == "NoSuchBucket" else "")
+    if code in ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"):
+        return Unavailable(f"{uri}: the AWS credentials have expired; sign in again, then resume the run")
+    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
+        return BadRequest(f"{uri}: AWS refuses the credentials ({code}); check AWS_PROFILE")
+    if status == 403 or code in ("AccessDenied", "AllAccessDisabled", "403"):
+        return AccessDenied(uri, "; S3 answers so for missing keys too, where listing the bucket is not allowed")
+    if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "ServiceUnavailable"):
+        return Unavailable(f"{uri}: S3 answers {code or status} past {ATTEMPTS} attempts; try again later")
+    if code in ("InvalidBucketName", "InvalidURI", "KeyTooLongError", "InvalidObjectState", "PermanentRedirect"):
+        return DocumentError(FailureCode.ACCESS_DENIED if code == "InvalidObjectState" else FailureCode.NOT_FOUND, f"{uri}: {error}")
+    return Unavailable(f"{uri}: {error}")
+
+
+def _content_type(key: str) -> str:
+    """So that a browser shows results instead of downloading them."""
+    types = {".json": "application/json", ".jsonl": "application/x-ndjson", ".md": "text/markdown; charset=utf-8"}
+    types |= {".html": "text/html; charset=utf-8", ".parquet": "application/vnd.apache.parquet"}
+    return types.get(os.path.splitext(key)[1], "application/octet-stream")
+
+
