@@ -47,7 +47,7 @@ clean: ## Remove everything that make made
 
 # The stamps: what is installed is installed again only when its lock or pyproject.toml has changed.
 $(VENV)/.run: requirements/base.txt requirements/build.txt pyproject.toml | $(VENV)/.made
-	@echo "Installing what Pagefleet needs into $(VENV) (about 500 MB, once) ..."
+	@echo "Installing what Pagefleet needs into $(VENV) (about 850 MB, once) ..."
 	@$(LOCKED) -r requirements/base.txt
 	@$(PROJECT)
 	@touch $@

@@ -54,10 +54,19 @@ def main() -> None:
 @click.option("--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own option.")
 @click.option("--lang", help="Language of the documents, where the engine wants to know.")
 @click.option("--pages", metavar="RANGES", help="Only these pages of each document: 1-3,7")
-@click.option("--pages-per-task", type=click.IntRange(1), metavar="N", help="Cut longer documents, so that several workers share one.")
+@click.option(
+    "--pages-per-task", type=click.IntRange(1), metavar="N", help="Cut longer documents into tasks of N pages."
+)
 @click.option("--dpi", type=click.IntRange(36, 1200), default=200, show_default=True, help="Of rendered PDF pages.")
-@click.option("--max-pixels", type=click.IntRange(1), default=200_000_000, show_default=True, help="Refuse larger images.")
-@click.option("--longest-side", type=click.IntRange(64), metavar="PIXELS", help="Scale larger pages down.  [default: the engine's limit]")
+@click.option(
+    "--max-pixels", type=click.IntRange(1), default=200_000_000, show_default=True, help="Refuse larger images."
+)
+@click.option(
+    "--longest-side",
+    type=click.IntRange(64),
+    metavar="PIXELS",
+    help="Scale larger pages down.  [default: the engine's]",
+)
 @click.option("--keep-furniture", is_flag=True, help="Keep running heads, feet and page numbers in the text.")
 @click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: one for four CPUs]")
 @click.option("--shards", type=click.IntRange(1, 10_000), help="How many pieces the run is dealt into.")
@@ -93,6 +102,7 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
         sharding=Sharding(given["shards"], workers, given["pages"], given["pages_per_task"]),
     )
     storage, out = open_storage(), local.out_uri(given["out"])
+    local.check_out(storage, out)
     plan = local.plan_run(storage, request, out)
     if given["dry_run"]:
         _show_plan(plan, local.shown(out), request.engine, as_json=given["as_json"])
@@ -305,7 +315,9 @@ def _show_plan(plan: Any, out: str, engine: str, *, as_json: bool) -> None:
             )
         )
         return
-    click.echo(f"would read {plan.documents:,} documents as {len(plan.tasks):,} tasks in {plan.shards:,} shards with {engine}")
+    click.echo(
+        f"would read {plan.documents:,} documents as {len(plan.tasks):,} tasks in {plan.shards:,} shards with {engine}"
+    )
     click.echo(f"from {plan.root} into {out}")
     for uri, _, pages, part, parts in plan.tasks[:20]:
         click.echo(f"  {uri}" + (f"  pages {pages}" if pages else "") + (f"  (part {part} of {parts})" if part else ""))

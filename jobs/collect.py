@@ -22,7 +22,7 @@ ROWS = 1_000  # of a row group of results.parquet
 
 
 def collect(folder: RunFolder, on_document: Callable[[Document], None] = lambda document: None) -> Summary:
-    """Writes the files above and returns the summary. `on_document` sees every document, in the order of the results."""
+    """Writes the files above and returns the summary. `on_document` sees every document, as they come in the results."""
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -107,7 +107,7 @@ def _schema() -> pyarrow.Schema:
 
 
 def _from_receipts(attempts: Iterable[list[Receipt]]) -> tuple[float | None, int | None]:
-    """Wall seconds in which any worker had work, so that the night before a `resume` doesn't count; bytes of sources."""
+    """Wall seconds in which any worker had work (the night before a `resume` doesn't count), and bytes of sources."""
     spans: list[tuple[datetime, datetime]] = []
     sizes: dict[str, int] = {}
     for receipts in attempts:
@@ -130,7 +130,10 @@ def _listed(troubled: list[Document], troubles: int) -> str:
         return ""
     rows = [f"| {_cell(document.name)} | {document.status} | {_cell(document.message)} |" for document in troubled]
     more = [f"\n… and {troubles - len(troubled):,} more, in `results.jsonl`."] if troubles > len(troubled) else []
-    return "\n".join(["\n### Documents to look at\n", "| document | outcome | why |", "| --- | --- | --- |", *rows, *more]) + "\n"
+    return (
+        "\n".join(["\n### Documents to look at\n", "| document | outcome | why |", "| --- | --- | --- |", *rows, *more])
+        + "\n"
+    )
 
 
 def _cell(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Page images for the report: decoded anew from the sources, small, in the same child processes that the worker uses."""
+"""Page images for the report: decoded anew from the sources, small, in child processes as the worker does."""
 
 from __future__ import annotations
 

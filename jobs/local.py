@@ -31,7 +31,16 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # Whose versions a reader of a result may want to know.
-LIBRARIES = ("rapidocr", "onnxruntime", "openvino", "pypdfium2", "Pillow", "pillow-heif", "numpy", "opencv-python-headless")
+LIBRARIES = (
+    "rapidocr",
+    "onnxruntime",
+    "openvino",
+    "pypdfium2",
+    "Pillow",
+    "pillow-heif",
+    "numpy",
+    "opencv-python-headless",
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,18 @@ class Request:
 
 class Interrupted(JobError):
     """A person or the system asked to stop; what is left can be resumed."""
+
+
+def check_out(storage: Storage, out: str) -> None:
+    """Raises: UsageError where something is already, where a new run is to go."""
+    if storage.exists(RunPaths(out).run):
+        raise UsageError(
+            f"{shown(out)} already holds a run: `pagefleet resume {shown(out)}` goes on with it, or choose another --out"
+        )
+    if out.startswith("file://"):
+        path = uri_path(out)
+        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+            raise UsageError(f"{shown(out)} exists and is not an empty folder: choose another --out")
 
 
 def plan_run(storage: Storage, request: Request, out: str) -> Plan:
@@ -66,21 +87,16 @@ def plan_run(storage: Storage, request: Request, out: str) -> Plan:
 
 
 def start_run(storage: Storage, request: Request, plan: Plan, out: str) -> RunFolder:
-    """Writes the plan into a new run's folder.
-
-    Raises: UsageError where something is there already.
-    """
+    """Writes the plan into a new run's folder."""
     paths = RunPaths(out)
-    if storage.exists(paths.run):
-        raise UsageError(f"{out} already holds a run: `pagefleet resume {shown(out)}` goes on with it; or choose another --out")
-    if out.startswith("file://") and uri_path(out).exists() and (not uri_path(out).is_dir() or any(uri_path(out).iterdir())):
-        raise UsageError(f"{shown(out)} exists and is not an empty folder: choose another --out")
     run_id = out.rpartition("/")[2] if _is_run_id(out.rpartition("/")[2]) else new_run_id()
     write_plan(storage, paths, plan, describe_run(plan, run_id, request.engine, request.options, versions()))
     return RunFolder(storage, out)
 
 
-def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: Console, documents: int) -> list[ShardEnd]:
+def read(
+    folder: RunFolder, shards: list[int], options: RunnerOptions, console: Console, documents: int
+) -> list[ShardEnd]:
     """Runs the workers for these shards, with progress on `console`.
 
     Raises: Interrupted after Ctrl-C or SIGTERM, when the workers have drained; JobError where a worker says that the
@@ -102,16 +118,14 @@ def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: 
         )
     for end in ends:
         if not end.ok:
-            console.print(
-                f"shard {end.shard} gave up after {end.attempts} attempts (exit {end.exit_code}): {_last_message(end.stderr)}",
-                markup=False,
-                highlight=False,
-                style="red",
-            )
+            why = f"after {end.attempts} attempts (exit {end.exit_code}): {_last_message(end.stderr)}"
+            console.print(f"shard {end.shard} gave up {why}", markup=False, highlight=False, style="red")
     return ends
 
 
-def finish(folder: RunFolder, *, report: bool, on_document: Callable[[Document], None] = lambda document: None) -> Summary:
+def finish(
+    folder: RunFolder, *, report: bool, on_document: Callable[[Document], None] = lambda document: None
+) -> Summary:
     """Collects, and writes the report."""
     summary = collect(folder, on_document)
     if report:
@@ -125,7 +139,10 @@ def write_report_file(folder: RunFolder, summary: Summary) -> str:
     from jobs.report import write_report
 
     uri = folder.paths.file("report.html")
-    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch, PageImages(folder.storage, folder.run.options) as images:
+    with (
+        tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch,
+        PageImages(folder.storage, folder.run.options) as images,
+    ):
         path = Path(scratch, "report.html")
         with open(path, "wb") as file:
             outcomes = lambda: ((document.name, document.outcome) for document in folder.documents())  # noqa: E731

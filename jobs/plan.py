@@ -24,9 +24,8 @@ from worker.errors import DocumentError
 from worker.storage import Storage, path_uri, split_s3, to_uri, uri_path
 
 # What a folder, a prefix or a glob is searched for. Whatever is named itself is read, or fails, by its content.
-SUFFIXES = frozenset(
-    ".pdf .png .jpg .jpeg .jpe .jfif .webp .tif .tiff .gif .bmp .dib .heic .heif .hif .avif".split()
-)
+SUFFIXES = {".pdf", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".dib"}
+SUFFIXES |= {".heic", ".heif", ".hif", ".avif"}
 MAX_SHARDS = 10_000  # children of an AWS Batch array job
 MAX_SEGMENT_BYTES = 200  # of a name: file systems take 255, and suffixes such as ".json" are added
 TASKS_PER_SHARD = 1_000  # unless told otherwise: a process is renewed and a retry repeats little
@@ -105,17 +104,20 @@ def make_plan(uris: Iterable[str], sharding: Sharding, *, count_pages: PageCount
 
     Raises: UsageError where nothing is to be read.
     """
-    asked = list(uris)
-    unique = list(dict.fromkeys(asked))
-    duplicates = len(asked) - len(unique)
-    del asked
-    if not unique:
+    unique: dict[str, None] = {}
+    asked = 0
+    for uri in uris:
+        unique[uri] = None
+        asked += 1
+    duplicates = asked - len(unique)
+    documents = list(unique)
+    del unique
+    if not documents:
         raise UsageError("nothing to read: the inputs hold no document")
-    root = _common_root(unique)
-    names = _Names(root)
-    plan = Plan(root="://".join([*root[:1], "/".join(root[1:])]), tasks=[], documents=len(unique), shards=1)
-    for uri in unique:
-        name = names.name(uri)
+    root = _common_root(documents)
+    names, changed = _name_all(documents, len(root))
+    plan = Plan(root="://".join([*root[:1], "/".join(root[1:])]), tasks=[], documents=len(documents), shards=1)
+    for uri, name in zip(documents, names, strict=True):
         ranges = _cut(uri, sharding, count_pages)
         if len(ranges) == 1:
             plan.tasks.append((uri, name, ranges[0], None, None))
@@ -123,9 +125,9 @@ def make_plan(uris: Iterable[str], sharding: Sharding, *, count_pages: PageCount
             plan.tasks.extend((uri, name, pages, part, len(ranges)) for part, pages in enumerate(ranges, 1))
     if duplicates:
         plan.warnings.append(f"{duplicates:,} duplicate inputs are read once")
-    if names.changed:
+    if changed:
         plan.warnings.append(
-            f"{names.changed:,} documents are named differently from their keys: see `name` and `uri` in shards/"
+            f"{changed:,} documents are named differently from their keys: see `name` and `uri` in shards/"
         )
     wanted = sharding.shards or max(sharding.at_least, -(-len(plan.tasks) // TASKS_PER_SHARD))
     plan.shards = min(wanted, len(plan.tasks), MAX_SHARDS)
@@ -182,7 +184,7 @@ def _expand_s3(storage: Storage, uri: str, warnings: list[str]) -> Iterator[str]
 
 
 def _expand_local(storage: Storage, location: str, warnings: list[str]) -> Iterator[str]:
-    path = uri_path(location) if location.startswith("file://") else Path(location)
+    path = uri_path(to_uri(location))
     if path.is_dir():
         folder = path_uri(path)
         visible = (
@@ -214,7 +216,8 @@ def _documents(found: Iterable[tuple[str, str]], where: str, warnings: list[str]
         else:
             passed[suffix] = passed.get(suffix, 0) + 1
     if passed:
-        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in sorted(passed.items(), key=lambda item: -item[1])[:8])
+        most = sorted(passed.items(), key=lambda item: -item[1])[:8]
+        kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
         warnings.append(f"passed over in {where}, by their suffix: {kinds}; name a file to have it read all the same")
 
 
@@ -235,55 +238,72 @@ def _common_root(uris: Sequence[str]) -> list[str]:
     return [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high, strict=False))]
 
 
-class _Names:
-    """Gives each document a relative path of its own, the same on case-insensitive and normalising file systems."""
+def _name_all(uris: Sequence[str], root: int) -> tuple[list[str], int]:
+    """Each document's name, a relative path of its own, and how many differ from their keys below the root.
 
-    def __init__(self, root: list[str]) -> None:
-        self._root = root
-        self._taken: set[bytes] = set()
-        self.changed = 0
+    Names are distinct on case-insensitive and normalising file systems too. Sorted hashes find those that aren't, as a
+    set of a million names would take 150 MB.
 
-    def name(self, uri: str) -> str:
-        segments = _segments(uri)[len(self._root) :]
-        plain = "/".join(segments)
-        folders = [_safe(segment, folder=True) for segment in segments[:-1]]
-        name = "/".join([*folders, _safe(segments[-1])])
-        if not self._take(name):
-            stem, dot, suffix = name.rpartition(".")
-            mark = hashlib.sha1(uri.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-            name = f"{stem}~{mark}.{suffix}" if dot and "/" not in suffix else f"{name}~{mark}"
-            if not self._take(name):
-                raise UsageError(f"{uri} cannot be told from another input by any name; rename it")
-        self.changed += name != plain
-        return name
+    Raises: UsageError where two inputs can't be told apart.
+    """
+    import numpy as np
 
-    def _take(self, name: str) -> bool:
-        # Hashes instead of the names: a million names would take 150 MB.
-        key = unicodedata.normalize("NFC", name).casefold() if not name.isascii() else name.lower()
-        taken = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=12).digest()
-        if taken in self._taken:
-            return False
-        self._taken.add(taken)
-        return True
+    names: list[str] = []
+    hashes = np.empty(len(uris), np.uint64)
+    changed = 0
+    for number, uri in enumerate(uris):
+        segments = _segments(uri)[root:]
+        name = "/".join([*(_safe(segment, folder=True) for segment in segments[:-1]), _safe(segments[-1])])
+        names.append(name)
+        hashes[number] = _hash(name)
+        changed += name != "/".join(segments)
+    known, counts = np.unique(hashes, return_counts=True)
+    first: set[int] = set()
+    for number in np.flatnonzero(np.isin(hashes, known[counts > 1])).tolist():
+        if (hash_ := int(hashes[number])) not in first:
+            first.add(hash_)
+            continue
+        names[number] = _marked(names[number], uris[number])
+        marked = _hash(names[number])
+        if marked in first or known[min(int(np.searchsorted(known, marked)), len(known) - 1)] == marked:
+            raise UsageError(f"{uris[number]} cannot be told from another input by any name; rename it")
+        first.add(marked)
+        changed += 1
+    return names, changed
+
+
+def _hash(name: str) -> int:
+    key = (
+        name.lower() if name.isascii() else unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    )
+    return int.from_bytes(hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "big")
+
+
+def _marked(name: str, uri: str) -> str:
+    """The name with a mark that the URI decides: the same in every plan."""
+    mark = hashlib.sha1(uri.encode("utf-8", "surrogateescape")).hexdigest()[:8]
+    stem, dot, suffix = name.rpartition(".")
+    return f"{stem}~{mark}.{suffix}" if dot and "/" not in suffix else f"{name}~{mark}"
 
 
 def _safe(segment: str, *, folder: bool = False) -> str:
     """A segment that every file system takes, and that stays below the folder it is put in."""
-    if segment.isascii() and segment.isprintable() and len(segment) <= MAX_SEGMENT_BYTES and "\\" not in segment:
-        if segment not in ("", ".", "..") and not (folder and segment.endswith((".json", ".md"))):
-            return segment
     if segment in ("", ".", ".."):
         return "_" + "%2E" * len(segment)
-    safe = "".join(
-        char if (char.isprintable() or char == "\u3000") and char != "\\" else quote(char, safe="", errors="surrogateescape")
-        for char in segment
-    )
+    if segment.isprintable() and "\\" not in segment:
+        safe = segment
+    else:
+        plain = (char.isprintable() and char != "\\" for char in segment)
+        safe = "".join(
+            char if keep else quote(char, safe="", errors="surrogateescape")
+            for char, keep in zip(segment, plain, strict=True)
+        )
     if folder and safe.endswith((".json", ".md")):
         safe += "_"  # beside `a.pdf`, whose result is `a.pdf.json`, there may be a folder of that name
     encoded = safe.encode("utf-8", "surrogateescape")
     if len(encoded) > MAX_SEGMENT_BYTES:
         mark = hashlib.sha1(encoded).hexdigest()[:8]
-        stem, dot, suffix = safe.rpartition(".")
+        _, dot, suffix = safe.rpartition(".")
         tail = f"~{mark}.{suffix}" if dot and len(suffix) <= 8 else f"~{mark}"
         safe = encoded[: MAX_SEGMENT_BYTES - len(tail.encode())].decode("utf-8", "ignore") + tail
     return safe
@@ -308,4 +328,5 @@ def _cut(uri: str, sharding: Sharding, count_pages: PageCount | None) -> list[st
     if len(wanted) <= sharding.pages_per_task:
         return [sharding.pages]
     size = sharding.pages_per_task
-    return [format_pages([(number, number) for number in wanted[at : at + size]]) for at in range(0, len(wanted), size)]
+    parts = (wanted[start : start + size] for start in range(0, len(wanted), size))
+    return [format_pages(parse_pages(",".join(map(str, part)))) for part in parts]

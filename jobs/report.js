@@ -11,10 +11,10 @@
     all: ["All", () => true],
     failed: ["Failed", (row) => row.s === "failed" || row.s === "unaccounted"],
     partial: ["Partial", (row) => row.s === "partial"],
-    low: ["Low confidence", (row) => row.w !== undefined && row.w < LOW],
+    low: ["Low confidence", (row) => row.q > 0],
     blank: ["Blank pages", (row) => row.b > 0],
   };
-  const state = { doc: -1, filter: "all", query: "", order: "plan", view: "lines", zoom: false, pin: null };
+  const state = { doc: -1, filter: "all", query: "", order: "plan", view: "lines", zoom: false, boxes: true, pin: null };
   let shown = []; // row numbers that pass filter and search, in order
   let hit = null; // RegExp of the query
   let observer = null;
@@ -29,6 +29,7 @@
     const node = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) {
       if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
+      else if (name.startsWith("aria-")) node.setAttribute(name, value);
       else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
     }
     node.append(...children.filter((child) => child !== null && child !== undefined));
@@ -158,7 +159,8 @@
         h("div", { class: "tools" },
           pages.length ? h("div", { class: "switch", role: "group", "aria-label": "Text as" }, ...["lines", "markdown"].map((view) =>
             h("button", { type: "button", "aria-pressed": state.view === view, onclick: () => { state.view = view; drawViewer(); } }, view))) : null,
-          pages.length ? h("button", { type: "button", "aria-pressed": state.zoom, onclick: () => { state.zoom = !state.zoom; drawViewer(); } }, "zoom") : null,
+          ...(pages.length ? ["boxes", "zoom"] : []).map((name) =>
+            h("button", { type: "button", "aria-pressed": state[name], onclick: () => { state[name] = !state[name]; drawViewer(); } }, name)),
           h("button", { type: "button", "aria-label": "Previous document", disabled: at <= 0, onclick: () => step(-1) }, "‹"),
           h("button", { type: "button", "aria-label": "Next document", disabled: at >= shown.length - 1, onclick: () => step(1) }, "›")),
         h("p", { class: "meta" }, h("bdi", {}, details.source || ""), " ", meta.filter(Boolean).join(" · "))),
@@ -214,8 +216,8 @@
   }
 
   function sheet(page, stored) {
-    if (!page.w || !page.h) return h("p", { class: "none" }, "This page could not be drawn.");
-    const figure = h("figure", { class: `sheet${state.zoom ? " zoom" : ""}` });
+    if (!page.w || !page.h || (!stored && !page.p.some(Boolean))) return h("p", { class: "none" }, "No image of this page.");
+    const figure = h("figure", { class: `sheet${state.zoom ? " zoom" : ""}${state.boxes ? "" : " bare"}` });
     figure.style.setProperty("--ratio", page.w / page.h);
     figure.style.aspectRatio = `${page.w} / ${page.h}`;
     const overlay = svg("svg", { viewBox: `0 0 ${page.w} ${page.h}`, "aria-hidden": "true" });
@@ -385,6 +387,7 @@
       "/": () => { search.focus(); search.select(); },
       m: () => { state.view = state.view === "lines" ? "markdown" : "lines"; drawViewer(); },
       z: () => { state.zoom = !state.zoom; drawViewer(); },
+      b: () => { state.boxes = !state.boxes; drawViewer(); },
       ...(event.target === list && { ArrowDown: () => step(1), ArrowUp: () => step(-1),
         Home: () => shown.length && select(shown[0]), End: () => shown.length && select(shown[shown.length - 1]) }),
     }[event.key];
@@ -403,7 +406,8 @@
   });
   const show = (filter) => { state.filter = filter; refresh(); };
   for (const [name, [label, passes]] of Object.entries(FILTERS)) {
-    chips.append(h("button", { type: "button", "data-filter": name, onclick: () => show(name) },
+    const title = name === "low" ? `Documents with a page whose mean, or more than a tenth of whose lines, is below ${LOW}` : null;
+    chips.append(h("button", { type: "button", title, "data-filter": name, onclick: () => show(name) },
       label, " ", h("span", {}, number(rows.filter(passes).length))));
   }
   document.querySelectorAll("[data-code]").forEach((button) => button.addEventListener("click", () => {

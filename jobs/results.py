@@ -1,11 +1,11 @@
 """A run's folder as a Python object, for notebooks and for the other modules here.
 
-    from jobs import open_run
+from jobs import open_run
 
-    run = open_run("out/samples")              # or "s3://outputs/runs/20261121-153000-k3f9"
-    for document in run.documents():
-        print(document.name, document.status, document.markdown[:60])
-    frame = run.to_pandas()                    # needs pandas
+run = open_run("out/samples")              # or "s3://outputs/runs/20261121-153000-k3f9"
+for document in run.documents():
+    print(document.name, document.status, document.markdown[:60])
+frame = run.to_pandas()                    # needs pandas
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Document:
             "model": result.meta.model if result else None,
             "revision": result.meta.revision if result else None,
             "seconds": result.meta.seconds if result else None,
-            "timestamp": outcome.timestamp if failure and outcome else (result.meta.timestamp if result else None),
+            "timestamp": failure.timestamp if failure else result.meta.timestamp if result else None,
         }
 
 
@@ -136,7 +136,10 @@ class RunFolder:
         Raises: UsageError where the run has no such document.
         """
         parts = [
-            task for shard in range(self.run.counts.shards) for task in self.tasks(shard) if name in (task.name, task.uri)
+            task
+            for shard in range(self.run.counts.shards)
+            for task in self.tasks(shard)
+            if name in (task.name, task.uri)
         ]
         if not parts:
             raise UsageError(f"run {self.run.id} has no document {name}; `results.jsonl` lists all names")
@@ -182,7 +185,9 @@ class RunFolder:
         try:
             return Summary.model_validate_json(self.storage.read(self.paths.file("summary.json")))
         except NotFound as error:
-            raise UsageError(f"run {self.run.id} has no summary yet: `pagefleet collect {self.uri}` makes it") from error
+            raise UsageError(
+                f"run {self.run.id} has no summary yet: `pagefleet collect {self.uri}` makes it"
+            ) from error
 
     def to_pandas(self) -> pandas.DataFrame:
         """One row a document, the columns of `results.parquet`. Needs pandas (`pip install pagefleet[notebook]`)."""
@@ -276,7 +281,9 @@ def assemble(tasks: list[Task], outcomes: list[Result | Failure], keep_furniture
             warnings += outcome.warnings
         else:
             numbers = _numbers(task)
-            pages += [Page(number=number, width=0, height=0, status="failed", error=outcome.message) for number in numbers]
+            pages += [
+                Page(number=number, width=0, height=0, status="failed", error=outcome.message) for number in numbers
+            ]
             warnings.append(f"pages {task.pages} failed: {outcome.code}: {outcome.message}")
     meta = results[0].meta
     if (meta.model_extra or {}).get("markdown_by") == "layout":
@@ -299,5 +306,3 @@ def assemble(tasks: list[Task], outcomes: list[Result | Failure], keep_furniture
 
 def _numbers(task: Task) -> Iterable[int]:
     return [number for first, last in parse_pages(task.pages or "1") for number in range(first, last + 1)]
-
-

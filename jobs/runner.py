@@ -144,13 +144,14 @@ class Runner:
             )
             self._processes[shard] = process
         tail: deque[str] = deque(maxlen=TAIL_LINES)
-        assert process.stdout and process.stderr
-        reader = threading.Thread(target=tail.extend, args=(process.stderr,), daemon=True)
-        reader.start()
-        for line in process.stdout:
-            self._hear(line)
-        code = process.wait()
-        reader.join(5)
+        with process:
+            assert process.stdout
+            reader = threading.Thread(target=tail.extend, args=(process.stderr,), daemon=True)
+            reader.start()
+            for line in process.stdout:
+                self._hear(line)
+            code = process.wait()
+            reader.join()
         with self._lock:
             del self._processes[shard]
         return (128 - code if code < 0 else code), [line.rstrip("\n") for line in tail]
@@ -175,4 +176,3 @@ def default_workers(cpus: int) -> tuple[int, int]:
     """Workers, and threads of each: an engine uses two to four threads well, and loads once a worker."""
     workers = max(1, cpus // 4)
     return workers, max(1, cpus // workers)
-

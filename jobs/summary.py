@@ -25,7 +25,7 @@ NEXT_STEPS: dict[FailureCode, str] = {
     FailureCode.ENCRYPTED: f"Remove the password, then run {_RETRY}.",
     FailureCode.TOO_LARGE: "Scale the image down or split it, or start a run with a larger `--max-pixels`.",
     FailureCode.TIMEOUT: f"Run {_RETRY} when the machine is less busy, or split the document with `--pages-per-task`.",
-    FailureCode.DECODER_CRASHED: f"The file brings its decoder down: save it anew in another program, then run {_RETRY}.",
+    FailureCode.DECODER_CRASHED: f"The file crashes its decoder: save it anew in another program, then run {_RETRY}.",
     FailureCode.ENGINE_ERROR: f"Read the message and traceback; run {_RETRY}, or read it with another `--engine`.",
     FailureCode.WORKER_CRASHED: (
         f"It ended the worker twice, most often for lack of memory: give it more and run {_RETRY}, or split it."
@@ -202,7 +202,7 @@ def page_confidence(page: Page) -> float | None:
 
 
 def format_seconds(seconds: float) -> str:
-    """"3.2 s", "4 min 05 s", "2 h 07 min"."""
+    """ "3.2 s", "4 min 05 s", "2 h 07 min"."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import sys
+import time
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -582,7 +583,17 @@ def _save(pages: list[Image.Image], path: Path) -> None:
         case ".jpg":
             first.save(path, quality=60, dpi=(150, 150))
         case ".pdf":
-            first.save(path, save_all=True, append_images=others, resolution=200, quality=25, title=PAPER_TITLE)
+            then = time.gmtime(0)  # dates of its own would make the file differ with every run
+            first.save(
+                path,
+                save_all=True,
+                append_images=others,
+                resolution=200,
+                quality=25,
+                title=PAPER_TITLE,
+                creationDate=then,
+                modDate=then,
+            )
         case ".tiff":
             first.save(path, save_all=True, append_images=others, compression="group4", dpi=(204, 196))
         case _:

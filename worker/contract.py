@@ -9,6 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from enum import IntEnum, StrEnum
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -71,7 +72,7 @@ class Record(BaseModel):
 
 Point = tuple[int, int]
 
-# A relative path without empty, "." or ".." segments: whatever a plan says, nothing is written outside the run's folder.
+# A relative path without empty, "." or ".." segments: whatever a plan says, all is written inside the run's folder.
 _SAFE_NAME = r"^(?:[^/.]|\.[^/.]|\.\.[^/])[^/]*(?:/(?:[^/.]|\.[^/.]|\.\.[^/])[^/]*)*$"
 
 
@@ -88,7 +89,9 @@ class Page(Record):
     """One page of a result. Lines are in reading order; `markdown` is what they say, without page furniture."""
 
     number: Annotated[int, Field(ge=1)]
-    width: Annotated[int, Field(ge=0)]  # pixels of the upright page as the engine saw it; 0 where it could not be decoded
+    width: Annotated[
+        int, Field(ge=0)
+    ]  # pixels of the upright page as the engine saw it; 0 where it could not be decoded
     height: Annotated[int, Field(ge=0)]
     status: Literal["ok", "blank", "failed"]
     rotation: Literal[0, 90, 180, 270] = 0  # degrees clockwise that made the decoded page upright
@@ -222,37 +225,39 @@ class Marker(Record):
 
 
 class RunPaths:
-    """Names of everything inside a run's folder; `base` is its URI without a trailing slash."""
+    """URIs of everything inside a run's folder; `base` is its own, without a trailing slash."""
 
     def __init__(self, base: str) -> None:
         self.base = base.rstrip("/")
+        self._encode = base.startswith("file://")  # s3:// URIs hold keys as they are
 
     @property
     def run(self) -> str:
-        return f"{self.base}/run.json"
+        return self.file("run.json")
 
     def shard(self, shard: int) -> str:
-        return f"{self.base}/shards/{shard:05d}.jsonl"
+        return self.file(f"shards/{shard:05d}.jsonl")
 
     def result(self, task: Task) -> str:
         """Where the task's result lies: a whole document's beside its markdown, a part's in a room of its own."""
-        return f"{self.base}/documents/{task.name}.json" if task.part is None else f"{self._part(task)}.json"
+        return self.file(f"documents/{task.name}.json" if task.part is None else f"{_part(task)}.json")
 
     def failure(self, task: Task) -> str:
-        return f"{self.base}/failures/{task.name}.json" if task.part is None else f"{self._part(task)}.failed.json"
+        return self.file(f"failures/{task.name}.json" if task.part is None else f"{_part(task)}.failed.json")
 
     def markdown(self, name: str) -> str:
-        return f"{self.base}/documents/{name}.md"
+        return self.file(f"documents/{name}.md")
 
     def marker(self, shard: int) -> str:
-        return f"{self.base}/markers/{shard:05d}.json"
+        return self.file(f"markers/{shard:05d}.json")
 
     def receipts(self, shard: int, attempt: int) -> str:
-        return f"{self.base}/receipts/{shard:05d}-{attempt}.jsonl"
+        return self.file(f"receipts/{shard:05d}-{attempt}.jsonl")
 
     def file(self, name: str) -> str:
-        """One of the run's own files, such as `summary.json`, or one of its folders, such as `documents/`."""
-        return f"{self.base}/{name}"
+        """Anything in the run's folder, such as `summary.json`, or one of its folders, such as `documents/`."""
+        return f"{self.base}/{quote(name)}" if self._encode else f"{self.base}/{name}"
 
-    def _part(self, task: Task) -> str:
-        return f"{self.base}/parts/{task.name}/{task.part:05d}-of-{task.parts:05d}"
+
+def _part(task: Task) -> str:
+    return f"parts/{task.name}/{task.part:05d}-of-{task.parts:05d}"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -190,16 +190,20 @@ class PdfDocument:
         import pypdfium2.raw as pdfium
 
         self._settings = settings
-        try:
-            self._pdf = pypdfium2.PdfDocument(path)
-        except pypdfium2.PdfiumError as error:
-            if error.err_code == pdfium.FPDF_ERR_PASSWORD:
-                raise Refused("encrypted", "the PDF asks for a password: decrypt it first") from error
-            if error.err_code == pdfium.FPDF_ERR_SECURITY:
-                raise Refused("encrypted", "the PDF is encrypted in a way that PDFium doesn't know") from error
-            raise Refused("corrupt", f"PDFium can't open the PDF: {error}") from error
+        # Not through pypdfium2's class: it asks for the last error of a PDF without pages too, which is an older one's.
+        handle = pdfium.FPDF_LoadDocument(os.fsencode(path) + b"\0", None)
+        if not handle:
+            match pdfium.FPDF_GetLastError():
+                case pdfium.FPDF_ERR_PASSWORD:
+                    raise Refused("encrypted", "the PDF asks for a password: decrypt it first")
+                case pdfium.FPDF_ERR_SECURITY:
+                    raise Refused("encrypted", "the PDF is encrypted in a way that PDFium doesn't know: decrypt it first")
+                case error:
+                    raise Refused("corrupt", f"PDFium can't open the PDF (its error {error}): it is damaged")
+        self._pdf = pypdfium2.PdfDocument(handle)
         self.total = len(self._pdf)
         if self.total == 0:
+            self._pdf.close()
             raise Refused("empty", "the PDF has no pages")
         if self._pdf.get_formtype() != pdfium.FORMTYPE_NONE:
             self._pdf.init_forms()
@@ -249,6 +253,8 @@ class ImageDocument:
                 self.warnings.append("an animation or a collection of images: only its first image was read")
         except (MemoryError, Refused):
             raise
+        except UnidentifiedImageError as error:  # its message is our file's path
+            raise Refused("corrupt", f"the file starts like {kind}, but what follows is damaged") from error
         except Exception as error:
             raise Refused("corrupt", f"the {kind} image can't be opened: {_reason(error)}") from error
 
@@ -479,7 +485,7 @@ def _flat(gray: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    return f"{error}" if str(error) else type(error).__name__
+    return str(error).strip() or type(error).__name__
 
 
 if __name__ == "__main__":

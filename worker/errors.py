@@ -1,4 +1,4 @@
-"""Exceptions of the worker. Each carries the exit code of the process, or the failure code of the document, it means."""
+"""Exceptions of the worker: each carries the exit code of the process, or the failure code of the document."""
 
 from __future__ import annotations
 

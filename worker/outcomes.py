@@ -1,4 +1,4 @@
-"""Outcomes of tasks: where they go, which of them earlier attempts have left, and those a pipeline can't write itself."""
+"""Outcomes of tasks: where they go, which of them earlier attempts left, and those that no pipeline lives to write."""
 
 from __future__ import annotations
 
@@ -83,7 +83,11 @@ def write_failure(
     """Records a failure that no pipeline lives to record, and returns its receipt."""
     now = datetime.now(UTC)
     failure = Failure(
-        source_image=task.uri, code=code, message=message, attempt=settings.attempt, timestamp=now.replace(microsecond=0)
+        source_image=task.uri,
+        code=code,
+        message=message,
+        attempt=settings.attempt,
+        timestamp=now.replace(microsecond=0),
     )
     storage.write(uri, failure.to_json().encode())
     return Receipt(

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from worker import layout
 from worker.contract import Failure, FailureCode, Meta, Options, Page, Receipt, Result, Task
@@ -75,7 +75,9 @@ class EngineStuck(Exception):
     """The engine did not come back in time. Its thread can't be stopped: only the process's end helps."""
 
     def __init__(self, tasks: list[Task], seconds: float) -> None:
-        super().__init__(f"the engine did not answer within {seconds:.0f} s; in hand: {', '.join(t.key for t in tasks)}")
+        super().__init__(
+            f"the engine did not answer within {seconds:.0f} s; in hand: {', '.join(t.key for t in tasks)}"
+        )
         self.tasks = tasks
 
 
@@ -99,19 +101,18 @@ class Pipeline:
     def run(self, tasks: Iterable[Task]) -> None:
         """Raises: TryAgain, EngineStuck, or whatever broke a stage. Documents that fail are no exception."""
         source = _Locked(tasks)
-        stages: list[list[threading.Thread]] = [
-            self._start(FETCHERS, "fetch", lambda: self._fetch(source)),
-            self._start(min(DECODERS, self._job.settings.threads), "decode", self._decode),
-            self._start(self._job.engine.concurrency, "engine", self._read),
-        ]
+        decoders = min(DECODERS, self._job.settings.threads)
         try:
             with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as self._writers:
-                self._join(stages[0])
-                for _ in stages[1]:
+                fetching = self._start(FETCHERS, "fetch", lambda: self._fetch(source))
+                decoding = self._start(decoders, "decode", self._decode)
+                reading = self._start(self._job.engine.concurrency, "engine", self._read)
+                self._join(fetching)
+                for _ in decoding:
                     self._fetched.put(None)
-                self._join(stages[1])
+                self._join(decoding)
                 self._pages.close()
-                self._join(stages[2])
+                self._join(reading)
         finally:
             self._pages.close()
         if self._broken:
@@ -250,7 +251,8 @@ class Pipeline:
 
     def _start(self, count: int, name: str, body: Callable[[], None]) -> list[threading.Thread]:
         threads = [
-            threading.Thread(target=self._guarded, args=(body,), name=f"{name}-{index}", daemon=True) for index in range(count)
+            threading.Thread(target=self._guarded, args=(body,), name=f"{name}-{index}", daemon=True)
+            for index in range(count)
         ]
         for thread in threads:
             thread.start()
@@ -337,7 +339,7 @@ class _Document:
                 width=text.width,
                 height=text.height,
                 status="ok",
-                rotation=text.rotation,  # type: ignore[arg-type]
+                rotation=text.rotation,
                 markdown=text.markdown or "",
                 lines=text.lines,
                 engine=text.details,
@@ -401,7 +403,7 @@ class _Document:
                 worker=job.settings.version,
                 etag=self._etag,
                 attempt=job.settings.attempt,
-                markdown_by="engine" if self._written_by_engine else "layout",  # type: ignore[call-arg]
+                markdown_by="engine" if self._written_by_engine else "layout",
             ),
             status="partial" if failed else "ok",
             pages=pages,
@@ -434,8 +436,8 @@ def _tail(error: Exception) -> str:
     return "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
 
 
-def _page(image: PageImage, status: str) -> Page:
-    return Page(number=image.number, width=image.width, height=image.height, status=status)  # type: ignore[arg-type]
+def _page(image: PageImage, status: Literal["ok", "blank"]) -> Page:
+    return Page(number=image.number, width=image.width, height=image.height, status=status)
 
 
 @dataclass

@@ -107,7 +107,8 @@ def read_document(settings: Settings, storage: Storage, drain: Drain) -> ExitCod
 
     Raises: BadRequest where the document failed, with `<output>.failure.json` written: nobody else is there to notice.
     """
-    assert settings.input_uri and settings.output_uri
+    assert settings.input_uri
+    assert settings.output_uri
     task = Task(uri=to_uri(settings.input_uri), name="document")
     places = OnePlace(to_uri(settings.output_uri), task.uri)
     receipts = ReceiptLog(storage, None, progress_seconds=settings.progress_seconds)
@@ -129,7 +130,9 @@ def _load(storage: Storage, paths: RunPaths, shard: int) -> tuple[Run, list[Task
     except DocumentError as error:
         raise BadRequest(f"no shard {shard} of a run at {paths.base}: {error.message}") from error
     except ValidationError as error:
-        raise BadRequest(f"the run at {paths.base} cannot be understood by this version of the worker: {error}") from error
+        raise BadRequest(
+            f"the run at {paths.base} cannot be understood by this version of the worker: {error}"
+        ) from error
 
 
 def _engine(name: str, settings: Settings, options: Options) -> Engine:

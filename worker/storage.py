@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from worker.contract import FailureCode
 from worker.errors import BadRequest, DocumentError, TryAgain
@@ -66,7 +66,7 @@ class StorageFull(TryAgain):
 
 
 class Storage(Protocol):
-    """What the worker and the jobs need of storage. All raise `NotFound`, `AccessDenied`, `Unavailable`, `StorageFull`."""
+    """What worker and jobs need of storage. All raise `NotFound`, `AccessDenied`, `Unavailable` or `StorageFull`."""
 
     def read(self, uri: str) -> bytes: ...
 
@@ -99,7 +99,7 @@ def open_storage() -> Storage:
 
 
 def to_uri(location: str) -> str:
-    """The URI of a path or URI as a person types it.
+    """The URI of a path or URI as a person types it; a slash at its end is kept.
 
     Raises: BadRequest for a scheme that is not supported, or an S3 URI without a bucket.
     """
@@ -109,14 +109,15 @@ def to_uri(location: str) -> str:
             raise BadRequest(f"{location} names no bucket; write s3://BUCKET/KEY")
         return location
     if scheme == "file":
-        return path_uri(uri_path(location))
+        return path_uri(uri_path(location)) + ("/" if location.endswith("/") else "")
     if scheme in ("http", "https", "gs", "az", "azure", "abfs"):
         raise BadRequest(f"{location}: {scheme}:// is not supported; give a local path or s3://BUCKET/KEY")
-    return path_uri(Path(location))
+    return path_uri(Path(location)) + ("/" if location.endswith("/") else "")
 
 
 def path_uri(path: Path) -> str:
-    return Path(os.path.abspath(path)).as_uri()
+    """The URI of a path, which need not exist."""
+    return "file://" + quote_from_bytes(os.fsencode(os.path.abspath(path)))
 
 
 def uri_path(uri: str) -> Path:
@@ -164,13 +165,14 @@ class LocalStorage:
 
     def fetch(self, uri: str, folder: Path) -> Fetched:
         path = uri_path(uri)
-        with _file_errors(uri):
-            with open(path, "rb") as file:  # tells a missing or forbidden file before a decoder is bothered
-                status = os.fstat(file.fileno())
+        # Opened to tell a missing or forbidden file before a decoder is bothered.
+        with _file_errors(uri), open(path, "rb") as file:
+            status = os.fstat(file.fileno())
         return Fetched(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", temporary=False)
 
     def exists(self, uri: str) -> bool:
-        return uri_path(uri).exists()
+        with _file_errors(uri):
+            return uri_path(uri).exists()
 
     def list(self, uri: str) -> Iterator[Entry]:
         yield from self._walk(uri_path(uri))
@@ -191,7 +193,7 @@ class LocalStorage:
                 if not entry.is_symlink():  # a link to a parent would never end
                     yield from self._walk(Path(entry.path))
             elif entry.is_file() and not entry.name.startswith(_TEMPORARY):  # no FIFOs, no devices
-                yield Entry(Path(entry.path).as_uri(), entry.stat().st_size)
+                yield Entry(path_uri(Path(entry.path)), entry.stat().st_size)
 
     @staticmethod
     def _temporary(path: Path) -> Path:
@@ -212,7 +214,9 @@ class S3Storage:
 
     def write(self, uri: str, data: bytes) -> None:
         bucket, key = split_s3(uri)
-        self._call(uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=_content_type(key)))
+        self._call(
+            uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=_content_type(key))
+        )
 
     def upload(self, uri: str, path: Path) -> None:
         bucket, key = split_s3(uri)
@@ -251,7 +255,8 @@ class S3Storage:
         token: dict[str, Any] = {}
         while True:
             page = self._call(
-                uri, lambda token=token: self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **token)  # type: ignore[misc]
+                uri,
+                lambda token=token: self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **token),  # type: ignore[misc]
             )
             for item in page.get("Contents", []):
                 if not item["Key"].endswith("/"):  # the consoles' folder placeholders
@@ -272,7 +277,10 @@ class S3Storage:
             from botocore.config import Config
 
             config = Config(
-                retries={"mode": "standard", "max_attempts": ATTEMPTS},  # standard: exponential backoff with full jitter
+                retries={
+                    "mode": "standard",
+                    "max_attempts": ATTEMPTS,
+                },  # standard: exponential backoff with full jitter
                 connect_timeout=5,
                 read_timeout=30,
                 max_pool_connections=32,
@@ -359,7 +367,10 @@ class _file_errors:
             raise NotFound(self._uri) from error
         if isinstance(error, PermissionError):
             raise AccessDenied(self._uri) from error
-        if isinstance(error, (IsADirectoryError, NotADirectoryError)) or error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+        if isinstance(error, (IsADirectoryError, NotADirectoryError)) or error.errno in (
+            errno.ENAMETOOLONG,
+            errno.ELOOP,
+        ):
             raise NotFound(self._uri, f" as a file: {error.strerror}") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StorageFull(f"no space left for {self._uri}: free some, then resume the run") from error
@@ -378,10 +389,18 @@ def _translated(error: Any, uri: str) -> Exception:
         return BadRequest(f"{uri}: AWS refuses the credentials ({code}); check AWS_PROFILE")
     if status == 403 or code in ("AccessDenied", "AllAccessDisabled", "403"):
         return AccessDenied(uri, "; S3 answers so for missing keys too, where listing the bucket is not allowed")
-    if status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "ServiceUnavailable"):
+    if status >= 500 or code in (
+        "SlowDown",
+        "RequestTimeout",
+        "Throttling",
+        "ThrottlingException",
+        "ServiceUnavailable",
+    ):
         return Unavailable(f"{uri}: S3 answers {code or status} past {ATTEMPTS} attempts; try again later")
     if code in ("InvalidBucketName", "InvalidURI", "KeyTooLongError", "InvalidObjectState", "PermanentRedirect"):
-        return DocumentError(FailureCode.ACCESS_DENIED if code == "InvalidObjectState" else FailureCode.NOT_FOUND, f"{uri}: {error}")
+        return DocumentError(
+            FailureCode.ACCESS_DENIED if code == "InvalidObjectState" else FailureCode.NOT_FOUND, f"{uri}: {error}"
+        )
     return Unavailable(f"{uri}: {error}")
 
 
@@ -390,5 +409,3 @@ def _content_type(key: str) -> str:
     types = {".json": "application/json", ".jsonl": "application/x-ndjson", ".md": "text/markdown; charset=utf-8"}
     types |= {".html": "text/html; charset=utf-8", ".parquet": "application/vnd.apache.parquet"}
     return types.get(os.path.splitext(key)[1], "application/octet-stream")
-
-

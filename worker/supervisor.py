@@ -23,6 +23,7 @@ from worker.storage import Storage
 
 log = logging.getLogger(__name__)
 
+UNSEEN_DEATHS = 4  # of a document's readers, supervisor and all, before it is blamed: a machine may die beside it
 _FINAL = (ExitCode.BAD_REQUEST, ExitCode.TRY_AGAIN, ExitCode.DRAINED)  # not the fault of a document
 
 
@@ -30,7 +31,13 @@ class Supervisor:
     """Runs the worker for one shard as children, in turns: the suspects, then the rest."""
 
     def __init__(
-        self, settings: Settings, storage: Storage, paths: RunPaths, tasks: list[Task], ended: Ended, receipts: ReceiptLog
+        self,
+        settings: Settings,
+        storage: Storage,
+        paths: RunPaths,
+        tasks: list[Task],
+        ended: Ended,
+        receipts: ReceiptLog,
     ) -> None:
         self._settings = settings
         self._storage = storage
@@ -49,15 +56,16 @@ class Supervisor:
 
     def run(self, marker: Marker) -> ExitCode:
         """From the marker that the crash left, to the end of the shard."""
+        seen = False  # whether we were there when the worker died: then nothing but what it read is to blame
         while not self._draining:
-            suspects = self._judge(marker)
+            suspects = self._judge(marker, seen)
             marker = Marker(attempt=self._settings.attempt, suspects=suspects, isolated=bool(suspects))
             self._storage.write(self._marker_uri, marker.to_json().encode())
             self._receipts.flush()
             code = self._run_child("suspects" if suspects else "rest")
             if code in _FINAL or (code == ExitCode.OK and not suspects):
                 return ExitCode(code)
-            marker = Marker(attempt=self._settings.attempt)
+            marker, seen = Marker(attempt=self._settings.attempt), True
             if code != ExitCode.OK:
                 marker = read_marker(self._storage, self._marker_uri) or marker
                 if not marker.in_flight:
@@ -65,16 +73,18 @@ class Supervisor:
                     return ExitCode.CRASHED
         return ExitCode.DRAINED
 
-    def _judge(self, marker: Marker) -> dict[str, int]:
+    def _judge(self, marker: Marker, seen: bool) -> dict[str, int]:
         """Those in flight at the crash, with their count of crashes; whoever was alone in flight has failed."""
         suspects = {key: count for key, count in marker.suspects.items() if self._is_open(key)}
         for key in marker.in_flight:
             if not self._is_open(key):
                 continue
             suspects[key] = suspects.get(key, 0) + 1
-            if marker.isolated:
+            if marker.isolated and (seen or suspects[key] >= UNSEEN_DEATHS):
                 task = self._tasks[key]
-                message = f"the worker died {suspects.pop(key)} times while it read {task.uri}, the last time nothing else"
+                message = (
+                    f"the worker died {suspects.pop(key)} times while it read this document, the last time nothing else"
+                )
                 failure = self._paths.failure(task)
                 self._receipts.add(
                     write_failure(self._settings, self._storage, failure, task, FailureCode.WORKER_CRASHED, message)

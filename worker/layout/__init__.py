@@ -59,7 +59,7 @@ def _compose_page(page: Page, boxes: list[Box], furniture: dict[int, Role], styl
     parts += [escape(line.text) for line in unplaced]
     return page.model_copy(
         update={
-            "lines": [_with_role(box.line, role) for box, role in [*head, *lines, *foot]] + unplaced,
+            "lines": [_with_role(line, role) for box, role in [*head, *lines, *foot] for line in box.lines] + unplaced,
             "markdown": _document(parts),
         }
     )

@@ -11,7 +11,7 @@ from statistics import median
 from worker.contract import Role
 from worker.layout.geometry import Box, Row, rows_of
 from worker.layout.tables import Table, find_tables
-from worker.layout.text import Vocabulary, escape, glue, join_lines
+from worker.layout.text import Vocabulary, escape, escape_tags, glue, join_lines
 
 _BULLET = re.compile(r"([•·∙▪▫◦●○■□◆◇►▶✓✔➢➤★☆※❖]|[-–—*](?=\s))\s*(?=\S)")
 _NUMBERED = re.compile(r"(\d{1,3})[.)]\s")
@@ -33,6 +33,7 @@ class Block:
     text: str = ""  # not escaped; several lines where each stands for itself
     level: int = 0
     table: Table | None = None
+    verbatim: bool = False  # asterisks and the like are left alone
     full: bool = False  # the last line reaches its column's end: the paragraph may go on elsewhere
     rows: list[Row] = field(default_factory=list)
 
@@ -51,7 +52,9 @@ class Block:
             bullet = _BULLET.match(self.text)
             if bullet:
                 return "- " + escape(self.text[bullet.end() :])
-            return escape(self.text, start=False)
+            return escape(self.text)
+        if self.verbatim:
+            return "  \n".join(escape_tags(line) for line in self.text.split("\n"))
         return "  \n".join(escape(line) for line in self.text.split("\n"))
 
 
@@ -117,7 +120,7 @@ def _text_blocks(rows: Sequence[Row], style: Style) -> list[Block]:
         edge = _edge(chunk, right, style.unit)
         if style.slip:
             text = "\n".join(row_text(row) for row in chunk)
-            blocks.append(Block(Kind.PARAGRAPH, _boxes(chunk), text, rows=list(chunk)))
+            blocks.append(Block(Kind.PARAGRAPH, _boxes(chunk), text, verbatim=True, rows=list(chunk)))
             continue
         blocks += _paragraphs(chunk, edge, style)
     if not style.slip:
@@ -154,6 +157,7 @@ def _edge(chunk: Sequence[Row], right: float, unit: float) -> float:
 
 def _paragraphs(chunk: Sequence[Row], edge: float, style: Style) -> list[Block]:
     """Cuts a chunk where a line begins anew: a bullet, an indent, or after a line that had room for the next word."""
+    hanging = _hanging(chunk, style.unit)
     groups: list[list[Row]] = [[chunk[0]]]
     short: list[bool] = [False]  # whether a group follows a line that was broken on purpose
     for n in range(1, len(chunk)):
@@ -163,10 +167,14 @@ def _paragraphs(chunk: Sequence[Row], edge: float, style: Style) -> list[Block]:
         room = edge - above.x1
         word = row.x1 - row.x0 if " " not in text else len(text.split()[0]) * (row.x1 - row.x0) / max(1, len(text))
         broken = room > word + 1.2 * style.unit
-        item = _BULLET.match(text) or (_NUMBERED.match(text) and _is_list(chunk))
-        if item or _indented(groups[-1], row, below, style.unit) or (broken and not _hyphenated(above)):
+        item = _is_item(text, chunk)
+        if hanging:
+            begins = row.x0 < chunk[0].x0 + 0.6 * style.unit
+        else:
+            begins = _indented(groups[-1], row, below, style.unit) or (broken and not _hyphenated(above))
+        if item or begins:
             groups.append([row])
-            short.append(broken and not item)
+            short.append(broken and not item and not hanging)
         else:
             groups[-1].append(row)
     blocks: list[Block] = []
@@ -174,7 +182,7 @@ def _paragraphs(chunk: Sequence[Row], edge: float, style: Style) -> list[Block]:
         text = row_text(group[0])
         for row in group[1:]:
             text = join_lines(text, row_text(row), style.vocabulary)
-        item = bool(_BULLET.match(text) or (_NUMBERED.match(text) and _is_list(chunk)))
+        item = _is_item(text, chunk)
         full = group[-1].x1 > edge - 2 * style.unit
         before = blocks[-1] if blocks else None
         alone = len(group) == 1 and not item
@@ -194,6 +202,25 @@ def _stands_alone(block: Block) -> bool:
 
 def _hyphenated(row: Row) -> bool:
     return re.search(r"[^\W\d_]-$", row.boxes[-1].text.rstrip()) is not None
+
+
+def _is_item(text: str, chunk: Sequence[Row]) -> bool:
+    """A bullet, or one of several consecutive numbers; a single asterisk rather marks a footnote."""
+    if text.startswith("*") and sum(row.boxes[0].text.startswith("*") for row in chunk) < 2:
+        return False
+    return bool(_BULLET.match(text) or (_NUMBERED.match(text) and _is_list(chunk)))
+
+
+def _hanging(chunk: Sequence[Row], unit: float) -> bool:
+    """Whether each entry begins at the left edge and goes on indented, as in a bibliography."""
+    edge = min(row.x0 for row in chunk)
+    flush = [row for row in chunk if row.x0 < edge + 0.6 * unit]
+    indented = len(chunk) - len(flush)
+    if chunk[0].x0 > edge + 0.6 * unit or len(flush) < 2 or indented < 1 or 3 * indented < len(flush):
+        return False
+    if any(row.x0 > edge + 5 * unit for row in chunk):
+        return False
+    return all(re.match(r"[A-Z\d\[(“\"•*†‡]", row.boxes[0].text) for row in flush)
 
 
 def _is_list(chunk: Sequence[Row]) -> bool:
@@ -219,22 +246,30 @@ def _mark_headings(blocks: Sequence[Block], left: float, right: float, style: St
     for n, block in enumerate(blocks):
         if block.kind is not Kind.PARAGRAPH or sum(sign.isalpha() for sign in block.text) < 3:
             continue
-        size = median(row.height for row in block.rows) / style.unit
         text = block.text.replace("\n", " ")
         following = blocks[n + 1] if n + 1 < len(blocks) else None
+        size = median(row.height for row in block.rows) / style.unit
         if size >= 1.3 and len(block.rows) <= 4 and len(text) < 200:
             block.level = 1 if size >= 1.6 else 2
-        elif len(block.rows) > 1 or following is None or _ENDS.search(text) or len(text) > 80:
-            continue
-        elif block.rows[0].x1 - block.rows[0].x0 > 0.75 * width:
-            continue
-        elif following.kind is Kind.PARAGRAPH and len(following.rows) > 1 and (
-            _SECTION.match(text) or text.isupper() or (text[:1].isupper() and "," not in text)
-        ):
-            block.level = 2
+        elif following is not None and len(text) <= 80 and not _ENDS.search(text):
+            block.level = 2 if _is_heading(block, text, following, width) else 0
         if block.level:
             block.kind = Kind.HEADING
             block.text = text
+
+
+def _is_heading(block: Block, text: str, following: Block, width: float) -> bool:
+    """Whether a block of the text's own size is a heading by its form: capitals, a section's number, or a short line."""
+    if following.kind is Kind.HEADING or (following.kind is Kind.PARAGRAPH and "\n" in following.text):
+        return False
+    if text.isupper():
+        return len(block.rows) <= 3
+    if len(block.rows) > 1 or block.rows[0].x1 - block.rows[0].x0 > 0.75 * width:
+        return False
+    if _SECTION.match(text):
+        return True
+    runs = following.kind is Kind.PARAGRAPH and len(following.rows) > 1
+    return runs and text[:1].isupper() and "," not in text
 
 
 def _boxes(rows: Sequence[Row]) -> list[Box]:

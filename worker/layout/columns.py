@@ -82,11 +82,13 @@ def _bands(boxes: Sequence[Box], start: float, end: float, unit: float) -> tuple
     lines = 0
     for i, (left, right) in enumerate(sides):
         if columns[i] or _may_be_columns(left, right):
+            heads = _heads(left + right, spanning[i], unit) if i < len(spanning) else []
+            left, right = ([box for box in side if box not in heads] for side in (left, right))
             if plain:
                 bands.append((plain, []))
-                plain = []
             bands.append((left, right))
             lines += len(left) + len(right)
+            plain = list(heads)
         else:
             plain += left + right
         if i < len(spanning):
@@ -96,11 +98,23 @@ def _bands(boxes: Sequence[Box], start: float, end: float, unit: float) -> tuple
     return bands, lines
 
 
+def _heads(boxes: Sequence[Box], spanning: Box, unit: float) -> list[Box]:
+    """The few lines at a band's end that stand clear of its columns and near the line that spans them: they go with it."""
+    below = sorted(boxes, key=lambda box: -box.y)
+    for n, box in enumerate(below[:3]):
+        gap = box.top - max((above.bottom for above in below[n + 1 :]), default=box.top)
+        if spanning.top - below[0].bottom > 2.5 * unit:
+            break
+        if gap > 1.5 * unit and gap > spanning.top - below[0].bottom:
+            return below[: n + 1]
+    return []
+
+
 def _is_columns(left: Sequence[Box], right: Sequence[Box]) -> bool:
     """Whether both sides are running text of their own, rather than the cells of rows."""
     if min(len(left), len(right)) < 3 or max(_numeric(left), _numeric(right)) >= 0.5:
         return False
-    if min(max(b.bottom for b in left), max(b.bottom for b in right)) <= max(min(b.top for b in left), min(b.top for b in right)):
+    if min(_beside(left, right), _beside(right, left)) < 3:
         return False
     letters = min(median(box.letters for box in left), median(box.letters for box in right))
     full = min(_fullness(left), _fullness(right))
@@ -116,6 +130,12 @@ def _may_be_columns(left: Sequence[Box], right: Sequence[Box]) -> bool:
     if not left or not right or max(_numeric(left), _numeric(right)) >= 0.5:
         return False
     return min(median(box.letters for box in left), median(box.letters for box in right)) >= 14
+
+
+def _beside(boxes: Sequence[Box], others: Sequence[Box]) -> int:
+    """How many of the boxes stand within the other side's height."""
+    top, bottom = min(box.top for box in others), max(box.bottom for box in others)
+    return sum(top < box.y < bottom for box in boxes)
 
 
 def _numeric(boxes: Sequence[Box]) -> float:

@@ -19,6 +19,7 @@ _SIGNS = re.compile(
     r"\bvol(?:ume)?\.?\s*\d|\bno\.\s*\d+.*\d{4}|\bpp?\.\s*\d|\bjournal of\b|proceedings of|confidential",
     re.I,
 )
+_CERTAIN = re.compile(r"downloaded (?:from|by)\b.*\b(?:https?:|www\.|\d{4})|^arxiv:\d{4}\.\d", re.I)
 _STAMP = re.compile(r"downloaded from|arxiv:\s*\d|https?://|www\.|copyright|©|protected by|\bguest\b", re.I)
 
 
@@ -80,8 +81,7 @@ def _by_form(boxes: Sequence[Box], height: int) -> dict[Box, Role]:
     if len(rows) < 6:
         return {}
     unit = unit_of(upright)
-    steps = sorted(below.y - above.y for above, below in zip(rows, rows[1:], strict=False))
-    pitch = max(steps[len(steps) // 2], unit)
+    pitch = _pitch(upright, unit)
     left, right = min(row.x0 for row in rows), max(row.x1 for row in rows)
     dense = sum(row.x1 - row.x0 > 0.6 * (right - left) for row in rows) >= 12
     found: dict[Box, Role] = {}
@@ -111,6 +111,8 @@ def _row_roles(
     wide = row.x1 - row.x0 > 0.5 * (right - left)
     if numbers and len(row.boxes) <= 4 and len(text) < 90 and wide and gap > 1.05 * pitch and dense:
         return {box: Role.PAGE_NUMBER if is_page_number(box.text) else role for box in row.boxes}
+    if _CERTAIN.search(text):
+        return {box: role for box in row.boxes}
     if _SIGNS.search(text) and len(text) < 160 and gap > 1.2 * pitch and low:
         return {box: role for box in row.boxes}
     edge = row.y < 0.1 * height if role is Role.PAGE_HEADER else row.y > 0.93 * height
@@ -120,5 +122,13 @@ def _row_roles(
     return {}
 
 
-def median_gap(rows: Sequence[Row]) -> float:
-    return median(below.y - above.y for above, below in zip(rows, rows[1:], strict=False)) if len(rows) > 1 else 0.0
+def _pitch(boxes: Sequence[Box], unit: float) -> float:
+    """The usual distance from a line to the one below it in its column, in pixels."""
+    ordered = sorted(boxes, key=lambda box: box.y)
+    steps = []
+    for n, box in enumerate(ordered):
+        for below in ordered[n + 1 : n + 24]:
+            if below.y - box.y > 0.5 * unit and min(box.x1, below.x1) > max(box.x0, below.x0):
+                steps.append(below.y - box.y)
+                break
+    return max(median(steps), unit) if steps else 1.4 * unit

@@ -16,9 +16,10 @@ _NUMERIC = re.compile(r"[\d.,:;/%()+\-−–—~*#$€£¥₩₹|\s]*\d[\d.,:;/%
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Box:
-    """A line in deskewed pixels: `x0..x1` along its baseline, `y` of its middle, `height` across it; equal by identity."""
+    """Text in deskewed pixels: `x0..x1` along its baseline, `y` of its middle, `height` across it; equal by identity."""
 
-    line: Line
+    lines: tuple[Line, ...]  # one, or an initial and the line that goes on beside it
+    text: str
     x0: float
     x1: float
     y: float
@@ -42,17 +43,13 @@ class Box:
         return (self.x0 + self.x1) / 2
 
     @property
-    def text(self) -> str:
-        return self.line.text
-
-    @property
     def letters(self) -> int:
         """Length of the text in half-width characters."""
-        return len(self.line.text) + len(WIDE.findall(self.line.text))
+        return len(self.text) + len(WIDE.findall(self.text))
 
     @property
     def numeric(self) -> bool:
-        return is_numeric(self.line.text)
+        return is_numeric(self.text)
 
 
 def is_numeric(text: str) -> bool:
@@ -73,7 +70,7 @@ def boxes_of(page: Page) -> list[Box]:
     for line, quad in zip(lines, quads, strict=True):
         turned = [(x * cosine - y * sine, x * sine + y * cosine) for x, y in quad]
         boxes.append(_box(line, turned))
-    return boxes
+    return _with_initials(boxes)
 
 
 def unit_of(boxes: Iterable[Box]) -> float:
@@ -141,6 +138,34 @@ def rows_of(boxes: Sequence[Box]) -> list[Row]:
     return sorted(made, key=lambda row: (row.y, row.x0))
 
 
+def _with_initials(boxes: list[Box]) -> list[Box]:
+    """Puts an initial that is several lines high before the first of the lines beside it, as one word."""
+    unit = unit_of(boxes)
+    for initial in [box for box in boxes if len(box.text.strip()) == 1 and box.text.strip().isalpha()]:
+        if not 1.7 * unit < initial.height < 8 * unit or not initial.upright:
+            continue
+        beside = [
+            box
+            for box in boxes
+            if box.height < 0.75 * initial.height
+            and -0.5 * unit < box.x0 - initial.x1 < 1.5 * unit
+            and initial.top - 0.5 * unit < box.y < initial.bottom
+        ]
+        if len(beside) > 1:
+            first = min(beside, key=lambda box: box.y)
+            whole = Box(
+                initial.lines + first.lines,
+                initial.text.strip() + first.text.lstrip(),
+                first.x0,
+                first.x1,
+                first.y,
+                first.height,
+                upright=True,
+            )
+            boxes = [whole if box is first else box for box in boxes if box is not initial]
+    return boxes
+
+
 def _mean_y(row: Sequence[Box]) -> float:
     weight = sum(box.width for box in row)
     return sum(box.y * box.width for box in row) / weight if weight else row[0].y
@@ -178,4 +203,4 @@ def _box(line: Line, quad: Sequence[tuple[float, float]]) -> Box:
     upright = not (across > 2 * along and len(line.text.strip()) > 2 and not WIDE.search(line.text))
     x0, x1 = sorted(((ax + dx) / 2, (bx + cx) / 2))
     height = (math.hypot(dx - ax, dy - ay) + math.hypot(cx - bx, cy - by)) / 2
-    return Box(line, x0, x1, (ay + by + cy + dy) / 4, max(1.0, height), upright)
+    return Box((line,), line.text, x0, x1, (ay + by + cy + dy) / 4, max(1.0, height), upright)

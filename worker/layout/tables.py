@@ -12,6 +12,7 @@ from worker.layout.geometry import Box, Row, is_numeric
 from worker.layout.text import escape_cell, glue
 
 _CELL_GAP = 1.0  # of the text's height: what is farther apart on a row is another cell
+_FIGURE_GAP = 0.4  # likewise, between two figures
 _CURRENCY = re.compile(r"(?:[A-Z]{0,3}[$€£¥₩₹]|RM|USD|EUR|GBP|CHF)?\s*\(?")
 _ENUMERATOR = re.compile(r"\(?(?:\d{1,3}|[A-Za-z]|[ivxlc]{1,5})[.):]|[•·▪◦●○■□*–—-]")
 
@@ -97,13 +98,22 @@ def find_tables(rows: Sequence[Row], unit: float) -> list[tuple[int, int, Table]
 def _cells(row: Row, unit: float) -> list[tuple[Box, ...]]:
     """A row's cells; a currency sign that stands apart belongs to the amount on its right."""
     cells: list[tuple[Box, ...]] = []
-    for cell in row.cells(_CELL_GAP * unit):
-        if cells and len(cells[-1]) == 1 and _CURRENCY.fullmatch(cells[-1][0].text.strip()) and is_numeric(cell[0].text):
-            cells[-1] += cell
-        elif cells and all(box.text.strip() in ("%", ")", ")%") for box in cell):
-            cells[-1] += cell
+    for box in row.boxes:
+        before = cells[-1][-1] if cells else None
+        if before is None:
+            cells.append((box,))
+            continue
+        gap = box.x0 - before.x1
+        if _CURRENCY.fullmatch(before.text.strip()) and box.numeric or box.text.strip() in ("%", ")", ")%"):
+            together = True
+        elif _CURRENCY.fullmatch(box.text.strip()) and before.numeric:
+            together = False
         else:
-            cells.append(cell)
+            together = gap < (_FIGURE_GAP if box.numeric and before.numeric else _CELL_GAP) * unit
+        if together:
+            cells[-1] += (box,)
+        else:
+            cells.append((box,))
     return cells
 
 

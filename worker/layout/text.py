@@ -17,8 +17,7 @@ _COMPOUND = frozenset(
     "self well ex half cross one two three four five six seven eight nine ten twenty thirty forty fifty sixty seventy "
     "eighty ninety high low long short full part so all ever ill much".split()
 )
-_BLOCK = re.compile(r"(?:#{1,6}(?=\s|$)|[-+*](?=\s|$)|>|\||={3,}\s*$|(?:[-_*]\s*){3,}$|```|~~~)")
-_ORDERED = re.compile(r"(\d{1,9})([.)])(?=\s)")
+_BLOCK = re.compile(r"(?:#{1,6}(?=\s|$)|>|={2,}\s*$|-{2,}\s*$|(?:[-_*]\s*){3,}$|```|~~~)")
 _EMPHASIS = re.compile(r"(?<![\\*\w])(\*{1,3})(?=[^\s*])([^*\n]*[^\s*])\1(?!\*)|(?<![\\\w_])(_{1,3})(?=[^\s_])([^_\n]*[^\s_])\3(?![\w_])")
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 
@@ -68,14 +67,18 @@ def glue(first: str, second: str) -> str:
 
 
 def escape(text: str, *, start: bool = True) -> str:
-    """Keeps markdown from reading signs of the text as its own; `start` where the text begins a line."""
-    text = _TAG.sub(r"\\<", text)
+    """Keeps markdown from reading signs of the text as its own where that would hide them; `start` of a line or within.
+
+    Bullets and numbers at a line's start stay as they are: read as a list they say the same.
+    """
+    text = escape_tags(text)
     text = _EMPHASIS.sub(lambda match: re.sub(r"([*_])", r"\\\1", match.group()), text)
-    if start:
-        if _BLOCK.match(text):
-            text = "\\" + text
-        text = _ORDERED.sub(lambda match: f"{match.group(1)}\\{match.group(2)}", text) if _ORDERED.match(text) else text
-    return text
+    return "\\" + text if start and _BLOCK.match(text) else text
+
+
+def escape_tags(text: str) -> str:
+    """Keeps markdown from hiding what looks like a tag."""
+    return _TAG.sub(r"\\<", text)
 
 
 def escape_cell(text: str) -> str:

@@ -1,0 +1,179 @@
+"""Fixtures that several test modules share: pictures, runs, an S3 server, workers as processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+
+from tests.faults.engines import COLOURS
+from worker.contract import Counts, Failure, Marker, Options, Receipt, Result, Run, RunPaths, Task
+from worker.marker import read_marker
+from worker.receipts import read_receipts
+from worker.storage import LocalStorage, path_uri
+
+ROOT = Path(__file__).parent.parent
+
+
+def draw(path: Path, action: str = "read", size: tuple[int, int] = (120, 80)) -> Path:
+    """A small picture whose colour tells the engines of `tests.faults.engines` what to do."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image(action, size).save(path)
+    return path
+
+
+def image(action: str = "read", size: tuple[int, int] = (120, 80)) -> Image.Image:
+    picture = Image.new("RGB", size, "white")
+    width, height = size
+    ImageDraw.Draw(picture).rectangle((width // 4, height // 4, 3 * width // 4, 3 * height // 4), fill=COLOURS[action])
+    return picture
+
+
+def draw_frames(path: Path, actions: list[str]) -> Path:
+    """A TIFF with a frame for each action."""
+    frames = [image(action, (120 + number, 80)) for number, action in enumerate(actions)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frames[0].save(path, save_all=True, append_images=frames[1:])
+    return path
+
+
+@dataclass
+class RunOnDisk:
+    """A run of one shard or more, planned by hand, and what came of it."""
+
+    folder: Path
+    tasks: list[list[Task]]
+    options: Options = field(default_factory=Options)
+    engine: str = "tests.faults.engines:Colour"
+
+    def __post_init__(self) -> None:
+        self.storage = LocalStorage()
+        self.paths = RunPaths(path_uri(self.folder))
+        count = sum(map(len, self.tasks))
+        run = Run(
+            id="20261121-153000-test",
+            created=datetime.now(UTC),
+            engine=self.engine,
+            options=self.options,
+            root="file:///",
+            counts=Counts(documents=count, tasks=count, shards=len(self.tasks)),
+        )
+        self.storage.write(self.paths.run, run.to_json().encode())
+        for number, tasks in enumerate(self.tasks):
+            lines = "".join(task.to_json() + "\n" for task in tasks)
+            self.storage.write(self.paths.shard(number), lines.encode())
+
+    def start(self, shard: int = 0, attempt: int = 1, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "worker"],
+            env=worker_environment(
+                PAGEFLEET_RUN_URI=self.paths.base,
+                AWS_BATCH_JOB_ARRAY_INDEX=str(shard),
+                AWS_BATCH_JOB_ATTEMPT=str(attempt),
+                **environment,
+            ),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def work(self, shard: int = 0, attempt: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+        """Runs the worker to its end. A returncode as a shell gives it."""
+        process = self.start(shard, attempt, **environment)
+        out, err = process.communicate(timeout=60)
+        code = process.returncode
+        return subprocess.CompletedProcess(process.args, 128 - code if code < 0 else code, out, err)
+
+    def outcome(self, task: Task) -> Result | Failure | None:
+        """The task's one outcome; fails where it has two."""
+        result, failure = (
+            kind.model_validate_json(self.storage.read(uri)) if self.storage.exists(uri) else None
+            for kind, uri in ((Result, self.paths.result(task)), (Failure, self.paths.failure(task)))
+        )
+        assert result is None or failure is None, f"{task.name} has two outcomes"
+        return result or failure  # type: ignore[return-value]
+
+    def outcomes(self) -> dict[str, str]:
+        """By task: "ok", "partial", the failure's code, or "none"."""
+        told = {}
+        for task in (task for tasks in self.tasks for task in tasks):
+            outcome = self.outcome(task)
+            code = outcome.code.value if isinstance(outcome, Failure) else outcome.status if outcome else "none"
+            told[task.key] = code
+        return told
+
+    def receipts(self, shard: int = 0, attempt: int = 1) -> list[Receipt]:
+        return read_receipts(self.storage, self.paths.receipts(shard, attempt))
+
+    def marker(self, shard: int = 0) -> Marker | None:
+        return read_marker(self.storage, self.paths.marker(shard))
+
+
+def worker_environment(**more: str) -> dict[str, str]:
+    """As little as a worker needs: nothing of the machine's AWS configuration."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PAGEFLEET_"))}
+    return {**kept, "PYTHONPATH": str(ROOT), "PAGEFLEET_THREADS": "1", "AWS_EC2_METADATA_DISABLED": "true", **more}
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., RunOnDisk]:
+    """Plans a run over pictures: `make_run({"a.png": "read", "b.tiff": ["read", "raise"]})`."""
+
+    def make(pictures: dict[str, str | list[str]], **more: Any) -> RunOnDisk:
+        tasks = []
+        for name, action in pictures.items():
+            path = tmp_path / "in" / name
+            drawn = draw(path, action) if isinstance(action, str) else draw_frames(path, action)
+            tasks.append(Task(uri=path_uri(drawn), name=name))
+        return RunOnDisk(tmp_path / "run", [tasks], **more)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server (moto) in this process."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A client of an empty S3 server, to which the environment points too. Has the buckets `inputs` and `outputs`."""
+    import boto3
+    import urllib3
+
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    for name, value in aws_environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    urllib3.request("POST", f"{s3_server}/moto-api/reset")
+    client = boto3.client("s3")
+    for bucket in ("inputs", "outputs"):
+        client.create_bucket(Bucket=bucket)
+    yield client
+    client.close()
+
+
+def aws_environment(endpoint: str) -> dict[str, str]:
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }

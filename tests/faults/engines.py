@@ -1,0 +1,118 @@
+"""Engines for tests, named to the worker as `tests.faults.engines:Class`. What a page makes them do is its colour."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from worker.contract import Line
+from worker.engines import EngineSettings, PageImage, PageText
+
+COLOURS = {
+    "raise": (200, 0, 0),
+    "kill": (0, 0, 200),
+    "hang": (200, 0, 200),
+    "garbage": (0, 200, 200),
+    "segfault": (120, 60, 0),
+    "slow": (0, 120, 0),
+    "kill_once": (90, 90, 220),
+    "read": (40, 40, 40),
+}
+
+
+class Colour:
+    """Reads no text: one line a page, which says the page's size and what its colour asks for."""
+
+    name = "colour"
+    model = "colour-test"
+    revision = "1"
+    batch_size = 1
+    concurrency = 1
+    longest_side = 4000
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self.settings = settings
+        if log := settings.options.get("log"):  # tells which pages were read, to find those read twice
+            self._log: Path | None = Path(log)
+        else:
+            self._log = None
+
+    def read(self, pages: Sequence[PageImage]) -> list[PageText]:
+        return [self._read(page) for page in pages]
+
+    def close(self) -> None:
+        pass
+
+    def _read(self, page: PageImage) -> PageText:
+        action = _action(page)
+        if self._log:
+            with open(self._log, "a") as log:
+                log.write(f"{page.width}x{page.height} {action}\n")
+        if action == "raise":
+            raise RuntimeError("this page is red")
+        if action == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == "segfault":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if action == "kill_once" and _first_time(self.settings):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == "hang":
+            threading.Event().wait()
+        if action == "slow":
+            time.sleep(0.1)
+        if action == "garbage":
+            return PageText(width=-1, height=page.height, rotation=45)
+        top = page.height // 2 - 5  # in the middle: at the top it would be taken for a running head
+        box = [(10, top), (page.width - 10, top), (page.width - 10, top + 10), (10, top + 10)]
+        line = Line(text=f"{action} {page.width}x{page.height}", confidence=0.5, polygon=box)
+        return PageText(width=page.width, height=page.height, lines=[line])
+
+
+class Batched(Colour):
+    """Sees several pages in a call, and fails them all when one is red."""
+
+    batch_size = 4
+    concurrency = 2
+
+
+class TooFew(Colour):
+    def read(self, pages: Sequence[PageImage]) -> list[PageText]:
+        return []
+
+
+class Chatty(Colour):
+    """Prints where the worker's receipts go."""
+
+    def read(self, pages: Sequence[PageImage]) -> list[PageText]:
+        print("loading weights 100%", flush=True)
+        return super().read(pages)
+
+
+class Unbuildable(Colour):
+    def __init__(self, settings: EngineSettings) -> None:
+        raise RuntimeError("no such device")
+
+
+class DiesAtStart(Colour):
+    def __init__(self, settings: EngineSettings) -> None:
+        sys.stdout.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _action(page: PageImage) -> str:
+    """The colour in the middle of the page."""
+    pixel = page.pixels[page.height // 2, page.width // 2].astype(int)
+    return min(COLOURS, key=lambda name: sum(abs(pixel - COLOURS[name])))
+
+
+def _first_time(settings: EngineSettings) -> bool:
+    try:
+        Path(settings.options["once"]).touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True

@@ -1,0 +1,95 @@
+"""A proxy before an S3 server that answers badly now and then, as S3 does: 503 SlowDown, a reset, a cut body."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+Fault = Callable[[int, str, str], str | None]  # (number of the request, method, path) → what goes wrong
+
+SLOW_DOWN = (
+    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+)
+DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+
+
+@contextmanager
+def faulty_proxy(upstream: str, fault: Fault) -> Iterator[str]:
+    """Yields the proxy's address. Faults: "slow_down", "denied", "reset", "cut" (half of the body), "error" (500)."""
+    target = urlsplit(upstream)
+    count = 0
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def _serve(self) -> None:
+            nonlocal count
+            with lock:
+                count += 1
+                wrong = fault(count, self.command, self.path)
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if wrong == "reset":
+                return self._reset()
+            if wrong in ("slow_down", "denied", "error"):
+                status, answer = {"slow_down": (503, SLOW_DOWN), "denied": (403, DENIED), "error": (500, b"")}[wrong]
+                return self._answer(status, {"Content-Type": "application/xml"}, answer)
+            connection = http.client.HTTPConnection(target.hostname or "", target.port)
+            connection.request(self.command, self.path, body, dict(self.headers))
+            response = connection.getresponse()
+            data = response.read()
+            headers = {key: value for key, value in response.getheaders() if key.lower() not in _HOP}
+            connection.close()
+            if wrong == "cut":
+                self.send_response(response.status)
+                for key, value in headers.items():
+                    self.send_header(key, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[: len(data) // 2])
+                self.wfile.flush()
+                return self._reset()
+            self._answer(response.status, headers, data)
+
+        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve
+
+        def _answer(self, status: int, headers: dict[str, str], data: bytes) -> None:
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+
+        def _reset(self) -> None:
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            pass  # we cut the connections ourselves
+
+    server = Server(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+_HOP = {"content-length", "connection", "transfer-encoding", "keep-alive", "date", "server"}

@@ -1,0 +1,350 @@
+"""The command line as a person uses it: exit codes, messages, files, and the examples in its help."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+import pyarrow.parquet
+import pytest
+
+from jobs import open_run
+from jobs.cli import main
+from jobs.summary import Summary
+from tests.conftest import ROOT, draw, draw_frames, worker_environment
+from worker.contract import Failure, Result
+
+COLOUR = ("--engine", "tests.faults.engines:Colour")
+
+
+def pagefleet(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.cli", *arguments],
+        cwd=cwd,
+        env=worker_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a few pictures in `in`."""
+    draw(tmp_path / "in/a.png")
+    draw(tmp_path / "in/deep/한국어 b+c,%2F#.png")
+    draw_frames(tmp_path / "in/c.tiff", ["read", "read"])
+    return tmp_path
+
+
+def test_a_run_leaves_what_the_readme_promises(folder: Path) -> None:
+    done = pagefleet("run", "in", "--out", "out", *COLOUR, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    rows = [line.split() for line in done.stdout.splitlines()]
+    assert rows[0] == ["document", "pages", "lines", "confidence", "seconds", "outcome"]
+    assert rows[1][:4] == ["a.png", "1", "1", "0.500"]
+    assert ["html", "out/report.html"] in rows
+    names = {str(path.relative_to(folder / "out")) for path in (folder / "out").rglob("*") if path.is_file()}
+    assert names == {
+        "run.json",
+        "shards/00000.jsonl",
+        "documents/a.png.json",
+        "documents/a.png.md",
+        "documents/c.tiff.json",
+        "documents/c.tiff.md",
+        "documents/deep/한국어 b+c,%2F#.png.json",
+        "documents/deep/한국어 b+c,%2F#.png.md",
+        "markers/00000.json",
+        "receipts/00000-1.jsonl",
+        "results.jsonl",
+        "results.parquet",
+        "summary.json",
+        "summary.md",
+        "report.html",
+    }
+    records = [json.loads(line) for line in (folder / "out/results.jsonl").read_text().splitlines()]
+    assert {record["name"]: record["status"] for record in records} == {
+        "a.png": "ok",
+        "c.tiff": "ok",
+        "deep/한국어 b+c,%2F#.png": "ok",
+    }
+    table = pyarrow.parquet.read_table(folder / "out/results.parquet").to_pylist()
+    assert [row["name"] for row in table] == [record["name"] for record in records]
+    assert table[0]["markdown"] == "read 120x80\n"
+    summary = Summary.model_validate_json((folder / "out/summary.json").read_bytes())
+    assert (summary.documents.ok, summary.pages.total, summary.lines) == (3, 4, 4)
+    assert summary.bytes == sum(path.stat().st_size for path in (folder / "in").rglob("*") if path.is_file())
+
+
+def test_json_is_one_object_on_standard_output(folder: Path) -> None:
+    done = pagefleet("run", "in", "--out", "out", "--json", "--no-report", *COLOUR, cwd=folder)
+    told = json.loads(done.stdout)
+    assert told["documents"]["ok"] == 3
+    assert told["files"]["results_jsonl"].endswith("out/results.jsonl")
+    assert not (folder / "out/report.html").exists()
+
+
+def test_failed_documents_are_listed_and_the_rest_is_read(folder: Path) -> None:
+    draw(folder / "in/red.png", "raise")
+    draw_frames(folder / "in/half.tiff", ["read", "raise"])
+    (folder / "in/junk.pdf").write_bytes(b"junk")
+    done = pagefleet("run", "in", "--out", "out", *COLOUR, cwd=folder)
+    assert done.returncode == 3
+    assert "2 documents failed and 1 in part" in done.stderr
+    assert "engine_error" in done.stdout
+    summary = (folder / "out/summary.md").read_text()
+    assert "| junk.pdf | failed | unsupported_format" in summary
+    assert "| half.tiff | partial | page 2 failed" in summary
+    assert "Documents to look at" in summary
+    fixed = draw(folder / "in/red.png", "read")
+    assert fixed.exists()
+    again = pagefleet("resume", "out", "--retry-failed", cwd=folder)
+    assert again.returncode == 3
+    assert {document.name: document.status for document in open_run(str(folder / "out")).documents()} == {
+        "a.png": "ok",
+        "c.tiff": "ok",
+        "deep/한국어 b+c,%2F#.png": "ok",
+        "half.tiff": "partial",
+        "junk.pdf": "failed",
+        "red.png": "ok",
+    }
+    assert not (folder / "out/failures/red.png.json").exists()
+
+
+def test_a_document_in_parts_is_put_together_as_if_read_in_one_piece(folder: Path) -> None:
+    draw_frames(folder / "long/book.tiff", ["read"] * 7)
+    whole = pagefleet("run", "long", "--out", "whole", *COLOUR, cwd=folder)
+    parts = pagefleet("run", "long", "--out", "parts", "--pages-per-task", "3", "--workers", "2", *COLOUR, cwd=folder)
+    assert (whole.returncode, parts.returncode) == (0, 0), parts.stderr
+    one, other = (
+        Result.model_validate_json((folder / out / "documents/book.tiff.json").read_bytes())
+        for out in ("whole", "parts")
+    )
+    assert one.extracted_markdown == other.extracted_markdown
+    assert one.pages == other.pages
+    assert len(list((folder / "parts/parts/book.tiff").iterdir())) == 3
+    assert (folder / "parts/documents/book.tiff.md").read_text() == one.extracted_markdown
+
+
+def test_pages_of_a_part_that_failed_stay_in_the_document(folder: Path) -> None:
+    draw_frames(folder / "long/book.tiff", ["read", "read", "raise", "raise", "read"])
+    done = pagefleet("run", "long", "--out", "out", "--pages-per-task", "2", *COLOUR, cwd=folder)
+    assert done.returncode == 3
+    result = Result.model_validate_json((folder / "out/documents/book.tiff.json").read_bytes())
+    assert [page.status for page in result.pages] == ["ok", "ok", "failed", "failed", "ok"]
+    assert [page.number for page in result.pages] == [1, 2, 3, 4, 5]
+    draw_frames(folder / "long/book.tiff", ["read"] * 5)
+    assert pagefleet("resume", "out", "--retry-failed", cwd=folder).returncode == 0
+    result = Result.model_validate_json((folder / "out/documents/book.tiff.json").read_bytes())
+    assert {page.status for page in result.pages} == {"ok"}
+
+
+def test_selected_pages(folder: Path) -> None:
+    draw_frames(folder / "long/book.tiff", ["read"] * 5)
+    assert pagefleet("run", "long", "--out", "out", "--pages", "2-3,5,9", *COLOUR, cwd=folder).returncode == 0
+    result = Result.model_validate_json((folder / "out/documents/book.tiff.json").read_bytes())
+    assert [page.number for page in result.pages] == [2, 3, 5]
+    assert "9" in result.warnings[0]
+    pagefleet("run", "long", "--out", "none", "--pages", "8-9", *COLOUR, cwd=folder)
+    assert Failure.model_validate_json((folder / "none/failures/book.tiff.json").read_bytes()).code == "no_such_page"
+
+
+def test_a_dry_run_touches_nothing(folder: Path) -> None:
+    before = sorted(folder.rglob("*"))
+    done = pagefleet("run", "in", "--out", "out", "--dry-run", *COLOUR, cwd=folder)
+    assert done.returncode == 0
+    assert "would read 3 documents as 3 tasks in 1 shards" in done.stdout
+    as_json = pagefleet("run", "in", "--dry-run", "--json", *COLOUR, cwd=folder)
+    assert json.loads(as_json.stdout)["documents"] == 3
+    assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run"], "name at least one INPUT"),
+        (["run", "gone.png"], "there is no file or folder gone.png"),
+        (["run", "*.gone"], "no file matches"),
+        (["run", "--keys-file", "gone"], "cannot read the key list gone"),
+        (["run", "in", "--pages", "3-1"], "'3-1'"),
+        (["run", "in", "--engine", "nix"], "unknown engine 'nix'"),
+        (["run", "in", "--engine-option", "x"], "K=V"),
+        (["run", "in", "--dpi", "7"], "--dpi"),
+        (["run", "in", "--out", "in"], "exists and is not an empty folder"),
+        (["run", "https://example.org/a.png"], "https:// is not supported"),
+        (["run", "empty"], "nothing to read"),
+        (["resume", "in"], "there is no run at"),
+        (["collect", "gone"], "there is no run at"),
+        (["show", "gone", "x"], "there is no run at"),
+    ],
+)
+def test_wrong_usage_is_told_in_a_line(folder: Path, arguments: list[str], said: str) -> None:
+    (folder / "empty").mkdir()
+    before = sorted(folder.rglob("*"))
+    done = pagefleet(*arguments, cwd=folder)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_run_that_is_there_is_not_written_over(folder: Path) -> None:
+    pagefleet("run", "in", "--out", "out", "--no-report", *COLOUR, cwd=folder)
+    done = pagefleet("run", "in", "--out", "out", *COLOUR, cwd=folder)
+    assert done.returncode == 2
+    assert "`pagefleet resume out`" in done.stderr
+
+
+def test_what_the_worker_refuses_fails_the_run(folder: Path) -> None:
+    done = pagefleet("run", "in", "--out", "out", "--engine", "rapidocr", "--lang", "ru", cwd=folder)
+    assert done.returncode == 1
+    assert "the worker refuses the run: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_run_whose_worker_keeps_dying_is_unaccounted_for_and_can_be_resumed(folder: Path) -> None:
+    done = pagefleet("run", "in", "--out", "out", "--engine", "tests.faults.engines:DiesAtStart", cwd=folder)
+    assert done.returncode == 4
+    assert "gave up after 5 attempts (exit 137)" in done.stderr.replace("\n", " ")
+    assert "`pagefleet resume out` reads them" in done.stderr
+    run = (folder / "out/run.json").read_text().replace("DiesAtStart", "Colour")
+    (folder / "out/run.json").write_text(run)
+    assert pagefleet("resume", "out", cwd=folder).returncode == 0
+
+
+def test_ctrl_c_drains_and_prints_the_command_that_resumes(folder: Path) -> None:
+    for number in range(40):
+        draw(folder / f"in/{number:02d}.png", "slow")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "run", "in", "--out", "out", *COLOUR],
+        cwd=folder,
+        env=worker_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 30
+    while len(list((folder / "out/documents").glob("*.json"))) < 2 and time.monotonic() < end:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 4
+    assert "`pagefleet resume out` reads the rest" in errors
+    assert "Traceback" not in errors
+    done = pagefleet("resume", "out", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert Summary.model_validate_json((folder / "out/summary.json").read_bytes()).documents.ok == 43
+
+
+def test_key_lists_may_name_what_is_not_there(folder: Path) -> None:
+    (folder / "keys").write_text("in/a.png\n\nin/gone.png\nin/a.png\nin/deep\n")
+    done = pagefleet("run", "--keys-file", "keys", "--out", "out", *COLOUR, cwd=folder)
+    assert done.returncode == 3
+    assert "1 duplicate inputs" in done.stderr
+    documents = open_run(str(folder / "out")).documents()
+    assert {document.name: document.message.partition(":")[0] for document in documents} == {
+        "a.png": "",
+        "gone.png": "not_found",
+        "deep": "not_found",
+    }
+
+
+def test_everything_works_on_s3(s3: Any, folder: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    keys = ["scans/a.png", "scans/b c+d,%2F#.png", "scans/한국어/e.png", "scans//lead.png", "scans/../up.png"]
+    for key in keys:
+        s3.upload_file(str(folder / "in/a.png"), "inputs", key)
+    s3.upload_file(str(draw_frames(folder / "book.tiff", ["read"] * 5)), "inputs", "scans/book.tiff")
+    arguments = (
+        "run",
+        "s3://inputs/scans/",
+        "--out",
+        "s3://outputs/runs/one",
+        "--pages-per-task",
+        "2",
+        "--shards",
+        "3",
+    )
+    done = pagefleet(*arguments, *COLOUR, cwd=folder, **environment)
+    assert done.returncode == 0, done.stderr
+    assert "s3://outputs/runs/one/report.html" in done.stdout
+    run = open_run("s3://outputs/runs/one")
+    assert {document.uri for document in run.documents()} == {
+        f"s3://inputs/{key}" for key in [*keys, "scans/book.tiff"]
+    }
+    assert run.summary.pages.total == 10
+    assert all(entry.uri.startswith("s3://outputs/runs/one/") for entry in run.storage.list("s3://outputs/"))
+    assert pagefleet("resume", "s3://outputs/runs/one", cwd=folder, **environment).returncode == 0
+    shown = pagefleet("show", "s3://outputs/runs/one", "book.tiff", cwd=folder, **environment)
+    assert shown.stdout.startswith("read 120x80\n\nread 121x80")
+    assert "already holds a run" in pagefleet(*arguments, cwd=folder, **environment).stderr
+
+
+def test_open_run_gives_typed_documents_and_a_frame(folder: Path) -> None:
+    pagefleet("run", "in", "--out", "out", "--no-report", *COLOUR, cwd=folder)
+    run = open_run(str(folder / "out"))
+    first = next(iter(run.documents()))
+    assert (first.name, first.status, first.pages[0].lines[0].text) == ("a.png", "ok", "read 120x80")
+    frame = run.to_pandas()
+    assert list(frame["name"]) == ["a.png", "c.tiff", "deep/한국어 b+c,%2F#.png"]
+    assert frame["lines"].sum() == 4
+    assert run.document("c.tiff").pages[1].width == 121
+
+
+def test_collect_and_report_can_be_run_again(folder: Path) -> None:
+    pagefleet("run", "in", "--out", "out", "--no-report", *COLOUR, cwd=folder)
+    (folder / "out/documents/a.png.json").unlink()
+    done = pagefleet("collect", "out", cwd=folder)
+    assert done.returncode == 4
+    assert "1 documents have no outcome" in done.stderr
+    assert pagefleet("report", "out", cwd=folder).stdout == "out/report.html\n"
+    assert pagefleet("resume", "out", cwd=folder).returncode == 4  # the receipt says that it was read
+    (folder / "out/receipts/00000-1.jsonl").unlink()
+    assert pagefleet("resume", "out", cwd=folder).returncode == 0
+
+
+# ---- the examples in the help
+
+
+def _commands() -> list[click.Command]:
+    return [main, *main.commands.values()]
+
+
+def _examples(command: click.Command) -> list[str]:
+    return re.findall(r"^\s*(pagefleet .*)$", command.help or "", re.M)
+
+
+@pytest.mark.parametrize("command", _commands(), ids=lambda command: command.name)
+def test_help_has_an_example(command: click.Command) -> None:
+    assert _examples(command)
+    for example in _examples(command):
+        with command.make_context("pagefleet", ["--help"], resilient_parsing=True):
+            assert shlex.split(example)[0] == "pagefleet"
+
+
+def test_the_examples_in_the_help_work(s3: Any, tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    (tmp_path / "samples").mkdir()
+    for name in ("receipt.jpg", "blank.png"):
+        shutil.copy(ROOT / "samples" / name, tmp_path / "samples")
+    (tmp_path / "scans").mkdir()
+    shutil.copy(ROOT / "samples/paper.pdf", tmp_path / "scans")
+    s3.create_bucket(Bucket="bucket")
+    s3.upload_file(str(ROOT / "samples/blank.png"), "bucket", "scans/blank.png")
+    done: set[str] = set()
+    for example in (example for command in _commands() for example in _examples(command)):
+        if example not in done:
+            done.add(example)
+            ended = pagefleet(*shlex.split(example)[1:], cwd=tmp_path, **environment)
+            assert ended.returncode == 0, f"{example}\n{ended.stderr}"
+    assert "THE CORNER PANTRY" in (tmp_path / "out/samples/documents/receipt.jpg.md").read_text()

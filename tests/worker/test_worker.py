@@ -1,0 +1,304 @@
+"""The worker as a process, as AWS Batch and the local runner start it: what it leaves behind, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import RunOnDisk, draw, worker_environment
+from worker.contract import ExitCode, Failure, Options, Receipt, Result
+from worker.storage import path_uri
+
+MakeRun = Callable[..., RunOnDisk]
+
+
+def test_a_shard_ends_in_results_markdown_and_receipts(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read", "deep/b.tiff": ["read", "read"]})
+    done = run.work()
+    assert done.returncode == ExitCode.OK, done.stderr
+    result = run.outcome(run.tasks[0][0])
+    assert isinstance(result, Result)
+    assert result.extracted_markdown == "read 120x80\n"
+    assert (result.meta.model, result.meta.runtime, result.meta.attempt) == ("colour-test", "local", 1)
+    assert (run.folder / "documents/a.png.md").read_text() == "read 120x80\n"
+    deep = run.outcome(run.tasks[0][1])
+    assert isinstance(deep, Result)
+    assert [(page.number, page.width, page.status) for page in deep.pages] == [(1, 120, "ok"), (2, 121, "ok")]
+    receipts = run.receipts()
+    assert {(receipt.task, receipt.outcome, receipt.pages) for receipt in receipts} == {
+        ("a.png", "ok", 1),
+        ("deep/b.tiff", "ok", 2),
+    }
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [
+        json.loads(receipt.to_json()) for receipt in receipts
+    ]
+
+
+def test_first_keys_of_a_result_are_those_of_the_first_version(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read"})
+    run.work()
+    record = json.loads((run.folder / "documents/a.png.json").read_text())
+    assert list(record)[:4] == ["source_image", "extracted_markdown", "warnings", "meta"]
+    assert {"model", "runtime", "timestamp"} <= set(record["meta"])
+    assert record["schema"] == 1
+
+
+def test_a_blank_page_never_reaches_the_engine(make_run: MakeRun, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    run = make_run({"a.png": "read"}, options=Options(engine_options={"log": str(log)}))
+    from PIL import Image
+
+    Image.new("RGB", (120, 80), "white").save(tmp_path / "in/a.png")
+    assert run.work().returncode == ExitCode.OK
+    result = run.outcome(run.tasks[0][0])
+    assert isinstance(result, Result)
+    assert [page.status for page in result.pages] == ["blank"]
+    assert not log.exists()
+
+
+@pytest.mark.parametrize("engine", ["Colour", "Batched"])
+def test_an_engine_that_raises_on_a_page_costs_that_page(make_run: MakeRun, engine: str) -> None:
+    run = make_run(
+        {"a.tiff": ["read", "raise", "read"], "b.png": "raise", "c.png": "read", "d.png": "garbage"},
+        engine=f"tests.faults.engines:{engine}",
+    )
+    assert run.work().returncode == ExitCode.OK
+    assert run.outcomes() == {"a.tiff": "partial", "b.png": "engine_error", "c.png": "ok", "d.png": "engine_error"}
+    partial, failure = run.outcome(run.tasks[0][0]), run.outcome(run.tasks[0][1])
+    assert isinstance(partial, Result)
+    assert isinstance(failure, Failure)
+    assert [page.status for page in partial.pages] == ["ok", "failed", "ok"]
+    assert partial.pages[1].error == "RuntimeError: this page is red"
+    assert partial.extracted_markdown == "read 120x80\n\nread 122x80\n"
+    assert "this page is red" in failure.message
+    assert failure.traceback
+    assert failure.traceback.rstrip().endswith("RuntimeError: this page is red")
+
+
+def test_an_engine_that_answers_for_too_few_pages_is_an_error(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read"}, engine="tests.faults.engines:TooFew")
+    assert run.work().returncode == ExitCode.OK
+    failure = run.outcome(run.tasks[0][0])
+    assert isinstance(failure, Failure)
+    assert "0 texts for 1 pages" in failure.message
+
+
+def test_a_missing_and_a_broken_document_cost_themselves_alone(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run({"a.png": "read", "gone.png": "read", "empty.png": "read", "junk.png": "read"})
+    (tmp_path / "in/gone.png").unlink()
+    (tmp_path / "in/empty.png").write_bytes(b"")
+    (tmp_path / "in/junk.png").write_bytes(b"junk" * 100)
+    assert run.work().returncode == ExitCode.OK
+    assert run.outcomes() == {
+        "a.png": "ok",
+        "gone.png": "not_found",
+        "empty.png": "empty",
+        "junk.png": "unsupported_format",
+    }
+
+
+def test_a_document_that_kills_the_worker_fails_and_all_others_are_read(make_run: MakeRun) -> None:
+    names = {f"{number:02d}.png": "read" for number in range(40)}
+    run = make_run(names | {"07.png": "kill", "23.png": "segfault", "38.png": "kill"})
+    first = run.work(attempt=1)
+    assert first.returncode == 137
+    second = run.work(attempt=2)
+    assert second.returncode == ExitCode.OK, second.stderr
+    bad = {"07.png": "worker_crashed", "23.png": "worker_crashed", "38.png": "worker_crashed"}
+    assert run.outcomes() == {name: bad.get(name, "ok") for name in names}
+    assert run.work(attempt=3).returncode == ExitCode.OK
+    assert run.receipts(attempt=3) == []
+
+
+def test_a_document_that_was_only_near_a_crash_is_read(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(
+        {"a.png": "read", "b.png": "kill_once", "c.png": "read"},
+        options=Options(engine_options={"once": str(tmp_path / "once")}),
+    )
+    assert run.work(attempt=1).returncode == 137
+    marker = run.marker()
+    assert marker
+    assert "b.png" in marker.in_flight
+    assert run.work(attempt=2).returncode == ExitCode.OK
+    assert run.outcomes() == {"a.png": "ok", "b.png": "ok", "c.png": "ok"}
+
+
+def test_an_engine_that_hangs_costs_that_document(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read", "b.png": "hang", "c.png": "read"}, options=Options(engine_timeout=0.5))
+    assert run.work(attempt=1).returncode == ExitCode.CRASHED
+    assert run.work(attempt=2).returncode == ExitCode.OK
+    assert run.outcomes() == {"a.png": "ok", "b.png": "timeout", "c.png": "ok"}
+
+
+def test_an_engine_that_dies_at_once_is_not_blamed_on_documents(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read"}, engine="tests.faults.engines:DiesAtStart")
+    assert run.work(attempt=1).returncode == 137
+    assert run.work(attempt=2).returncode == 137
+    assert run.outcomes() == {"a.png": "none"}
+
+
+def test_killed_at_any_moment_nothing_is_lost_or_read_twice(make_run: MakeRun, tmp_path: Path) -> None:
+    names = {f"{number:02d}.png": "slow" for number in range(12)}
+    log = tmp_path / "log"
+    run = make_run(names, options=Options(engine_options={"log": str(log)}))
+    for attempt, results in ((1, 2), (2, 6)):
+        process = run.start(attempt=attempt)
+        _wait_for(lambda results=results: len(list((run.folder / "documents").glob("*.json"))) >= results)  # type: ignore[misc]
+        process.kill()
+        process.communicate()
+    assert run.work(attempt=3).returncode == ExitCode.OK
+    assert run.outcomes() == dict.fromkeys(names, "ok")
+    assert len(log.read_text().splitlines()) <= len(names) + 4  # those in hand at a kill, and no more
+    assert not list(run.folder.rglob(".pagefleet-*")) or run.outcomes()
+
+
+def test_sigterm_drains(make_run: MakeRun) -> None:
+    names = {f"{number:02d}.png": "slow" for number in range(60)}
+    run = make_run(names)
+    process = run.start()
+    _wait_for(lambda: len(list((run.folder / "documents").glob("*.json"))) >= 2)
+    process.terminate()
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == ExitCode.DRAINED, err
+    read = [name for name, outcome in run.outcomes().items() if outcome == "ok"]
+    assert 2 <= len(read) < len(names)
+    assert {receipt.task for receipt in run.receipts()} == set(read)
+    assert {Receipt.model_validate_json(line).task for line in out.splitlines()} == set(read)
+    marker = run.marker()
+    assert marker
+    assert marker.in_flight == []  # an orderly end leaves no suspects
+    assert run.work(attempt=2).returncode == ExitCode.OK
+    assert run.outcomes() == dict.fromkeys(names, "ok")
+    assert not {receipt.task for receipt in run.receipts(attempt=2)} & set(read)
+
+
+def test_sigterm_gives_up_what_does_not_end_in_time(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read", "b.png": "hang"})
+    process = run.start(PAGEFLEET_DRAIN_SECONDS="0.3")
+    _wait_for(lambda: (run.folder / "documents/a.png.json").exists())
+    process.terminate()
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == ExitCode.DRAINED
+    assert "time to drain is up" in err
+    assert run.outcomes() == {"a.png": "ok", "b.png": "none"}
+
+
+def test_sigterm_reaches_a_supervised_worker(make_run: MakeRun, tmp_path: Path) -> None:
+    names = {f"{number:02d}.png": "slow" for number in range(30)}
+    run = make_run({"a.png": "kill_once"} | names, options=Options(engine_options={"once": str(tmp_path / "once")}))
+    assert run.work(attempt=1).returncode == 137
+    before = len(list((run.folder / "documents").glob("*.json")))
+    process = run.start(attempt=2)
+    _wait_for(lambda: len(list((run.folder / "documents").glob("*.json"))) >= before + 2)
+    process.terminate()
+    assert process.wait(timeout=20) == ExitCode.DRAINED
+    process.communicate()
+    assert run.work(attempt=3).returncode == ExitCode.OK
+    assert set(run.outcomes().values()) == {"ok"}
+
+
+def test_what_failed_is_read_again_only_when_asked(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run({"a.png": "read", "b.png": "raise", "c.tiff": ["read", "raise"]})
+    run.work()
+    draw(tmp_path / "in/b.png", "read")
+    assert run.work(attempt=1, PAGEFLEET_ATTEMPT_OFFSET="1").returncode == ExitCode.OK
+    assert run.outcomes() == {"a.png": "ok", "b.png": "engine_error", "c.tiff": "partial"}
+    run.work(attempt=1, PAGEFLEET_ATTEMPT_OFFSET="2", PAGEFLEET_RETRY_FAILED="1")
+    assert run.outcomes() == {"a.png": "ok", "b.png": "ok", "c.tiff": "partial"}
+    assert {receipt.task for receipt in run.receipts(attempt=3)} == {"b.png", "c.tiff"}
+
+
+def test_receipts_that_were_lost_are_made_up_for_by_looking(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read", "b.png": "raise"})
+    run.work()
+    (run.folder / "receipts/00000-1.jsonl").unlink()
+    assert run.work(attempt=2).returncode == ExitCode.OK
+    assert run.receipts(attempt=2) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, "PAGEFLEET_RUN_URI"),
+        ({"PAGEFLEET_RUN_URI": "{tmp}/nowhere"}, "no shard 0 of a run at"),
+        ({"PAGEFLEET_RUN_URI": "ftp://somewhere/else"}, "ftp"),
+        ({"PAGEFLEET_RUN_URI": "{run}", "AWS_BATCH_JOB_ARRAY_INDEX": "7"}, "no shard 7"),
+        ({"PAGEFLEET_RUN_URI": "{run}", "AWS_BATCH_JOB_ARRAY_INDEX": "x"}, "AWS_BATCH_JOB_ARRAY_INDEX is 'x'"),
+        ({"PAGEFLEET_RUN_URI": "{run}", "PAGEFLEET_THREADS": "0"}, "PAGEFLEET_THREADS is '0'"),
+        (
+            {"INPUT_S3_URI": "{tmp}/in/a.png", "OUTPUT_S3_URI": "{tmp}/o.json", "PAGEFLEET_ENGINE": "nix"},
+            "unknown engine 'nix'",
+        ),
+    ],
+)
+def test_a_wrong_request_is_told_and_not_tried_again(
+    make_run: MakeRun, tmp_path: Path, environment: dict[str, str], said: str
+) -> None:
+    run = make_run({"a.png": "read"})
+    filled = {name: value.format(tmp=tmp_path, run=run.folder) for name, value in environment.items()}
+    done = subprocess.run(
+        [sys.executable, "-m", "worker"], env=worker_environment(**filled), capture_output=True, text=True, timeout=30
+    )
+    assert done.returncode == ExitCode.BAD_REQUEST, done.stderr
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_engine_that_cannot_be_built_is_a_crash_with_its_traceback(make_run: MakeRun) -> None:
+    done = make_run({"a.png": "read"}, engine="tests.faults.engines:Unbuildable").work()
+    assert done.returncode == ExitCode.CRASHED
+    assert "RuntimeError: no such device" in done.stderr
+
+
+class TestOneDocument:
+    """`INPUT_S3_URI` and `OUTPUT_S3_URI`: the form that the first version had."""
+
+    def work(self, source: str, output: str) -> subprocess.CompletedProcess[str]:
+        environment = worker_environment(
+            INPUT_S3_URI=source, OUTPUT_S3_URI=output, PAGEFLEET_ENGINE="tests.faults.engines:Colour"
+        )
+        return subprocess.run(
+            [sys.executable, "-m", "worker"], env=environment, capture_output=True, text=True, timeout=30
+        )
+
+    def test_reads_it(self, tmp_path: Path) -> None:
+        source = draw(tmp_path / "a b#1.png")
+        done = self.work(path_uri(source), (tmp_path / "out/result.json").as_uri())
+        assert done.returncode == ExitCode.OK, done.stderr
+        result = Result.model_validate_json((tmp_path / "out/result.json").read_bytes())
+        assert result.extracted_markdown == "read 120x80\n"
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["result.json"]
+
+    def test_an_output_that_ends_in_a_slash_is_a_folder(self, tmp_path: Path) -> None:
+        source = draw(tmp_path / "a.png")
+        assert self.work(str(source), f"{tmp_path.as_uri()}/out/").returncode == ExitCode.OK
+        assert (tmp_path / "out/a.png.json").exists()
+
+    def test_says_why_it_failed(self, tmp_path: Path) -> None:
+        source = draw(tmp_path / "a.png", "raise")
+        done = self.work(str(source), str(tmp_path / "out/result.json"))
+        assert done.returncode == ExitCode.BAD_REQUEST
+        assert "this page is red" in done.stderr
+        failure = Failure.model_validate_json((tmp_path / "out/result.failure.json").read_bytes())
+        assert failure.code == "engine_error"
+        assert not (tmp_path / "out/result.json").exists()
+
+
+def test_a_worker_imports_no_heavy_library_before_its_engine() -> None:
+    heavy = ("numpy", "cv2", "rapidocr", "boto3", "PIL", "torch")
+    script = f"import sys, worker.shard; print([name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], env=worker_environment(), capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def _wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
