@@ -13,7 +13,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --
 	--generate-hashes --no-emit-package pagefleet --strip-extras $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format lock clean
+.PHONY: help run test lint format schema lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
@@ -33,6 +33,10 @@ lint: $(VENV)/.dev ## Check style, format and types
 format: $(VENV)/.dev ## Put code into the agreed format
 	@$(BIN)/ruff check --quiet --fix .
 	@$(BIN)/ruff format --quiet .
+
+schema: $(VENV)/.run ## Write docs/schema.json anew after a change of worker/contract.py
+	@$(BIN)/python -c 'import json; from worker.contract import json_schema as schema; print(json.dumps(schema(), indent=2))' \
+		> docs/schema.json
 
 lock: $(VENV)/.dev ## Write requirements/ anew after a change of pyproject.toml; UPGRADE=1 takes the newest releases
 	@$(INSTALL) uv==$(UV_VERSION)

@@ -33,6 +33,7 @@ from worker.engines.rapidocr import RapidOcrEngine
 from worker.layout import compose
 
 DPI = 200
+Test = dict[str, Any]  # one row of tests.jsonl
 Texts = dict[str, str]  # a document's file name → its text
 
 
@@ -105,7 +106,7 @@ def f1(pairs: Sequence[tuple[str, str]], cut: Callable[[str], list[str]]) -> tup
 # Tests of olmOCR-bench (the semantics of allenai/olmocr, olmocr/bench/tests.py)
 
 
-def check(test: dict[str, Any], text: str) -> str | None:
+def check(test: Test, text: str) -> str | None:
     """None if the text passes the test, else why it doesn't."""
     kind = test["type"]
     if kind in ("present", "absent"):
@@ -119,7 +120,7 @@ def check(test: dict[str, Any], text: str) -> str | None:
     raise ValueError(f"{test['id']}: no test of type {kind!r} is known")
 
 
-def _check_presence(test: dict[str, Any], text: str) -> str | None:
+def _check_presence(test: Test, text: str) -> str | None:
     query, text, diffs = normalise(test["text"]), normalise(text), test.get("max_diffs", 0)
     if not test.get("case_sensitive", True):
         query, text = query.lower(), text.lower()
@@ -134,7 +135,7 @@ def _check_presence(test: dict[str, Any], text: str) -> str | None:
     return f"{test['text']!r}: best match {found:.3f}"
 
 
-def _check_order(test: dict[str, Any], text: str) -> str | None:
+def _check_order(test: Test, text: str) -> str | None:
     text, diffs = normalise(text), test.get("max_diffs", 0)
     starts = []
     for key in ("before", "after"):
@@ -145,12 +146,12 @@ def _check_order(test: dict[str, Any], text: str) -> str | None:
     return None if min(starts[0]) < max(starts[1]) else "found in the other order"
 
 
-def _check_table(test: dict[str, Any], text: str) -> str | None:
-    diffs = test.get("max_diffs", 0)
+def _check_table(test: Test, text: str) -> str | None:
+    diffs = int(test.get("max_diffs", 0))
     directions = {"up": (-1, 0), "down": (1, 0), "left": (0, -1), "right": (0, 1)}
 
     def same(expected: str, cell: str) -> bool:
-        return ratio(expected, normalise(cell)) >= max(0.5, 1 - diffs / max(1, len(expected)))
+        return ratio(expected, normalise(cell)) + 1e-9 >= max(0.5, 1 - diffs / max(1, len(expected)))
 
     found = False
     tables = pipe_tables(text) + html_tables(text)
@@ -170,7 +171,7 @@ def _check_table(test: dict[str, Any], text: str) -> str | None:
     return f"{test['cell']!r}: " + ("not beside what is expected" if found else "no such cell")
 
 
-def _check_math(test: dict[str, Any], text: str) -> str | None:
+def _check_math(test: Test, text: str) -> str | None:
     """Only an equation written in the same way passes; the bench also renders both and compares what is seen."""
     for pattern in (r"\\\((.+?)\\\)", r"\\\[(.+?)\\\]", r"\$\$(.+?)\$\$", r"\$(.+?)\$"):
         if any(found.strip() == test["math"].strip() for found in re.findall(pattern, text, re.DOTALL)):
@@ -284,7 +285,8 @@ class Table:
 
 
 def pipe_tables(text: str) -> list[Table]:
-    tables, rows = [], []
+    tables: list[Table] = []
+    rows: list[list[tuple[str, int, int, bool]]] = []
     for line in [*text.splitlines(), ""]:
         if "|" in line:
             if not re.fullmatch(r"[-\s:|]+", line):

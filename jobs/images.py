@@ -9,7 +9,7 @@ from pathlib import Path
 from jobs.report import thumbnail
 from worker.contract import Options, Result
 from worker.decode import BadPage, Decoder
-from worker.errors import DocumentError, TryAgain
+from worker.errors import DocumentError, WorkerError
 from worker.storage import Storage
 
 LONGEST_SIDE = 900  # pixels: text of a dense page can just be read
@@ -35,13 +35,13 @@ class PageImages:
                 for page in self._decoder.pages(str(fetched.path), ",".join(map(str, sorted(numbers)))):
                     if not isinstance(page, BadPage):
                         number = page.image.number
-                        upright = np.rot90(page.image.pixels, -rotations[number] // 90)  # rot90 turns the other way
+                        upright = np.rot90(page.image.pixels, -rotations.get(number, 0) // 90)  # rot90 turns the other way
                         missing.discard(number)
                         yield number, thumbnail(np.ascontiguousarray(upright), LONGEST_SIDE)
             finally:
                 if fetched.temporary:
                     fetched.path.unlink(missing_ok=True)
-        except (DocumentError, TryAgain):
+        except (DocumentError, WorkerError):
             pass  # a source that has gone or changed: the report draws the page from its lines
         yield from ((number, None) for number in sorted(missing))
 

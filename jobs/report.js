@@ -213,6 +213,7 @@
         h("span", {}, facts.filter(Boolean).join(" · "))),
       h("div", { class: "spread" }, sheet(page, stored), writing(page)));
     if (state.pin?.page === n && state.pin.line !== null) mark(section, "pinned", state.pin.line);
+    else if (hit) showInText(section, section.querySelector("li mark")?.closest("li").dataset.i);
   }
 
   function sheet(page, stored) {

@@ -197,14 +197,18 @@ class _Body:
         self._row_bytes = 0
         self._pages_done = 0.0
         self._pages_written = 0
+        self._start = writer.written
+        self._image_bytes = 0
         self._images_left_out = 0
 
     def write(self, outcomes: Iterable[tuple[str, Result | Failure | None]], page_images: PageImages) -> None:
         for name, outcome in outcomes:
             document = _hash(name)
-            if document not in self._choice.rows or self._row_bytes >= self._row_limit:
+            if document not in self._choice.rows:
                 continue
             row = _row(name, outcome)
+            if self._row_bytes + len(_json(row)) > self._row_limit:
+                continue
             details = _details(outcome)
             if details is not None:
                 self._block(f"d{len(self._rows)}", _json(details), self._limit)
@@ -223,13 +227,18 @@ class _Body:
             self._pages_done += share
             if image is None:
                 continue
-            # Images of ordinary pages are thinned out evenly when they are too large together, so that the last
-            # documents are as well illustrated as the first; those that want a look are kept as long as there is room.
+            # Text comes first: room for that of the pages to come is kept. Images of ordinary pages are thinned out
+            # evenly when they are too large together, so that the last documents are as well illustrated as the
+            # first; those that want a look are kept as long as there is room.
+            text = (self._writer.written - self._start - self._image_bytes) / self._pages_written
+            owed = 1.1 * text * (self._choice.shown_pages - self._pages_done)
             fair = 1.0
             if _concern(pages[number]) is None:
                 fair = min(fair, self._pages_done / self._choice.shown_pages + 0.05)
             data = f"{_media_type(image)},".encode() + base64.b64encode(image)
-            if not self._block(self._id("i", number), data, int(self._limit * fair), "text/plain"):
+            if self._block(self._id("i", number), data, int((self._limit - owed) * fair), "text/plain"):
+                self._image_bytes += len(data)
+            else:
                 self._images_left_out += 1
         return written
 
@@ -404,7 +413,7 @@ def _overview(summary: Summary) -> str:
             f'<p class="about">{escape(engine)} · {escape(when)}</p>',
             f'<dl class="figures">{"".join(figures)}</dl>',
             f'<div class="charts">{_histogram(summary)}{_failures(summary)}</div>',
-            _more("Warnings", [escape(warning) for warning in summary.warnings]),
+            _more("Warnings", [escape(_clip(warning, 500)) for warning in summary.warnings]),
             _more("Versions", [f"{escape(k)} <code>{escape(v)}</code>" for k, v in sorted(summary.versions.items())]),
         ]
     )

@@ -213,14 +213,8 @@ def format_seconds(seconds: float) -> str:
 
 def format_bytes(size: int) -> str:
     """Decimal units, as storage is billed: "812 B", "3.4 MB"."""
-    if size < 1000:
-        return f"{size} B"
-    value = float(size)
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        if value < 1000:
-            break
-    return f"{value:.1f} {unit}"
+    power = min((len(str(size)) - 1) // 3, 4)
+    return f"{size / 1000**power:.1f} {('', 'k', 'M', 'G', 'T')[power]}B" if power else f"{size} B"
 
 
 def _counts(total: int, parts: dict[str, int]) -> str:

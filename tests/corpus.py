@@ -1,5 +1,5 @@
 """Documents that tests read: ordinary ones of every format, odd ones, malformed ones, and ones that make
-`tests.worker.faulty_decoder` misbehave. Everything is made here, in milliseconds, from the standard library and Pillow."""
+`tests.worker.faulty_decoder` misbehave. All are made here, in milliseconds, with the standard library and Pillow."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ QUARTERS = ((200, 30, 30), (30, 160, 30), (30, 30, 200), (240, 240, 240))
 
 def write(folder: Path) -> dict[str, int | FailureCode]:
     """Write every document of `CASES`; their names, with the number of pages or the failure that is right for each."""
+    folder.mkdir(parents=True, exist_ok=True)
     for name, (make, _) in CASES.items():
         (folder / name).write_bytes(make())
     return {name: expected for name, (_, expected) in CASES.items()}
@@ -109,9 +110,7 @@ def tiff_bomb(side: int = 50_000) -> bytes:
     tags = [(256, 4, side), (257, 4, side), (258, 3, 1), (259, 3, 8), (262, 3, 1), (273, 4, 8)]
     tags += [(277, 3, 1), (278, 4, side), (279, 4, len(data))]
     directory = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags)
-    return (
-        struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + directory + bytes(4)
-    )
+    return struct.pack("<2sHI", b"II", 42, 8 + len(data)) + data + struct.pack("<H", len(tags)) + directory + bytes(4)
 
 
 def pdf(
@@ -167,7 +166,10 @@ def form_pdf() -> bytes:
 
     def appearance(colour: str) -> bytes:
         stream = f"{colour} rg 0 0 100 100 re f".encode()
-        return b"<</Type/XObject/Subtype/Form/BBox[0 0 100 100]/Length %d>>stream\n%b\nendstream" % (len(stream), stream)
+        return b"<</Type/XObject/Subtype/Form/BBox[0 0 100 100]/Length %d>>stream\n%b\nendstream" % (
+            len(stream),
+            stream,
+        )
 
     objects = [
         b"<</Type/Catalog/Pages 2 0 R/AcroForm<</Fields[5 0 R]>>>>",

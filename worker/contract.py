@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.json_schema import models_json_schema
 
 SCHEMA_VERSION = 1
 
@@ -257,6 +258,13 @@ class RunPaths:
     def file(self, name: str) -> str:
         """Anything in the run's folder, such as `summary.json`, or one of its folders, such as `documents/`."""
         return f"{self.base}/{quote(name)}" if self._encode else f"{self.base}/{name}"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of the records in a run's folder; `docs/schema.json` holds it."""
+    records = [Run, Task, Result, Failure, Receipt, Marker]
+    _, schema = models_json_schema([(record, "serialization") for record in records], title="Pagefleet run folder")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
 def _part(task: Task) -> str:

@@ -97,7 +97,7 @@ if __name__ == "__main__":
         sys.exit("no luck today")
     send = decoding.send
 
-    def remember(fd: int, *pixels: Any, **header: object) -> None:
+    def remember(fd: int, *pixels: Any, **header: Any) -> None:
         FRAMES[:] = [fd]
         send(fd, *pixels, **header)
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL.TiffImagePlugin import TiffImageFile
 
 from tests import corpus
 from worker import decoding
@@ -35,7 +36,7 @@ def decoder() -> Iterator[Decoder]:
 
 @pytest.fixture(scope="module")
 def faulty() -> Iterator[Decoder]:
-    with Decoder(OPTIONS, longest_side=300, module=FAULTY) as decoder:
+    with Decoder(OPTIONS.model_copy(update={"decode_memory": 320}), longest_side=300, module=FAULTY) as decoder:
         yield decoder
 
 
@@ -59,9 +60,7 @@ def pixels(decoder: Decoder, path: str) -> np.ndarray:
 
 def outcomes(decoder: Decoder, path: str, pages: str | None = None) -> list[int | FailureCode]:
     """Page numbers; a code where a page is bad."""
-    return [
-        page.code if isinstance(page, BadPage) else page.image.number for page in decoder.pages(path, pages)
-    ]
+    return [page.code if isinstance(page, BadPage) else page.image.number for page in decoder.pages(path, pages)]
 
 
 def failure(decoder: Decoder, path: str, pages: str | None = None) -> DocumentError:
@@ -99,7 +98,8 @@ class TestEveryKind:
 
     def test_pages_are_contiguous_and_read_only(self, decoder: Decoder, save: Callable[[bytes], str]) -> None:
         page = pixels(decoder, save(corpus.encode(corpus.quarters((33, 17)), "PNG")))
-        assert (page.shape, page.dtype) == ((17, 33, 3), np.uint8)
+        assert page.shape == (17, 33, 3)
+        assert page.dtype == np.uint8
         assert page.flags.c_contiguous
         assert not page.flags.writeable
 
@@ -120,16 +120,16 @@ class TestImages:
         assert_quarters(page)
 
     @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "AVIF"])
-    def test_exif_orientation_of_other_formats(
-        self, decoder: Decoder, save: Callable[[bytes], str], kind: str
-    ) -> None:
+    def test_exif_orientation_of_other_formats(self, decoder: Decoder, save: Callable[[bytes], str], kind: str) -> None:
         exif = Image.Exif()
         exif[0x0112] = 6
         stored = corpus.quarters().transpose(Image.Transpose.ROTATE_90)
         assert_quarters(pixels(decoder, save(corpus.encode(stored, kind, exif=exif))))
 
     def test_broken_exif_is_ignored(self, decoder: Decoder, save: Callable[[bytes], str]) -> None:
-        data = corpus.encode(corpus.quarters(), "JPEG", quality=95, subsampling=0, exif=b"Exif\0\0II*\0\xff\xff\xff\xff")
+        data = corpus.encode(
+            corpus.quarters(), "JPEG", quality=95, subsampling=0, exif=b"Exif\0\0II*\0\xff\xff\xff\xff"
+        )
         assert_quarters(pixels(decoder, save(data)))
 
     def test_cmyk(self, decoder: Decoder, save: Callable[[bytes], str]) -> None:
@@ -216,11 +216,10 @@ class TestTiff:
         assert outcomes(decoder, path, "2,4") == [2, 4]
 
     @pytest.mark.parametrize("broken", ["pixels", "directory"])
-    def test_a_broken_frame_costs_that_frame(
-        self, decoder: Decoder, save: Callable[[bytes], str], broken: str
-    ) -> None:
+    def test_a_broken_frame_costs_that_frame(self, decoder: Decoder, save: Callable[[bytes], str], broken: str) -> None:
         data = bytearray(corpus.frames(3, compression="tiff_lzw"))
         with Image.open(io.BytesIO(data)) as image:
+            assert isinstance(image, TiffImageFile)
             image.seek(1)
             at = image.tag_v2.offset if broken == "directory" else image.tag_v2[273][0]
         if broken == "directory":
@@ -228,7 +227,7 @@ class TestTiff:
             data[at + 8] = 99
         else:
             data[at : at + 200] = bytes(200)
-        assert outcomes(decoder, save(data)) == [1, FailureCode.CORRUPT, 3]
+        assert outcomes(decoder, save(bytes(data))) == [1, FailureCode.CORRUPT, 3]
 
     def test_a_chain_that_leaves_the_file_costs_what_is_behind(
         self, decoder: Decoder, save: Callable[[bytes], str]
@@ -308,12 +307,13 @@ class TestPdf:
         assert failure(decoder, str(tmp_path / "encrypted")).code is FailureCode.ENCRYPTED
         assert failure(decoder, str(tmp_path / "empty")).code is FailureCode.EMPTY
 
+    @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
     def test_many_pages_take_no_more_memory_than_few(self, save: Callable[[bytes], str]) -> None:
-        path = save(corpus.text_pdf(600))
-        with Decoder(Options(dpi=36), longest_side=200) as decoder:
+        path = save(corpus.text_pdf(800))
+        with Decoder(Options(dpi=72), longest_side=800) as decoder:  # a size at which the heap fragments badly
             resident = [_resident(decoder) for _ in decoder.pages(path)]
-        assert len(resident) == 600
-        assert resident[-1] < resident[50] + 16 * 1024
+        assert len(resident) == 800
+        assert max(resident) < 120 * 1024
 
 
 class TestSelection:

@@ -232,7 +232,7 @@ def test_a_table_is_written_as_rows_between_its_paragraphs() -> None:
 
 def test_a_heading_over_several_columns_spans_them() -> None:
     lines = wrapped(PROSE, 150, 200, 110)
-    lines.append(line("Year ended", 900 + 250 - 5 * ADVANCE, 560))
+    lines.append(line("Year ended", 1192 - 5 * ADVANCE, 560))
     for n, row in enumerate([("", "2025", "2024", "2023"), ("Cost", "$ 178", "$ 141", "$ 138"), ("Sales", "1,136", "876", "680")]):
         for column, text in enumerate(row):
             if text:
@@ -397,6 +397,10 @@ def random_page(seed: int) -> Page:
     return page([*lines, Line(text="loose")], number=1)
 
 
+def signs(texts: Iterable[str]) -> Counter[str]:
+    return Counter(sign for text in texts for sign in text if sign.isalnum())
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_any_page_is_composed_without_loss_in_one_way(seed: int) -> None:
     given = random_page(seed)
@@ -412,6 +416,5 @@ def test_any_page_is_composed_without_loss_in_one_way(seed: int) -> None:
     for before, after in zip(pages, once, strict=True):
         kept = Counter((each.text, str(each.polygon)) for each in after.lines)
         assert kept == Counter((each.text, str(each.polygon)) for each in before.lines)
-        words = Counter(re.findall(r"[^\W_]+", compose([before], keep_furniture=True)[0].markdown))
-        for word in ("Total", "loose", "tide"):
-            assert words[word] == sum(len(re.findall(rf"\b{word}\b", each.text)) for each in before.lines)
+        written = re.sub("<[^>]*>", "", compose([before], keep_furniture=True)[0].markdown)
+        assert signs([written]) == signs(each.text for each in before.lines)

@@ -37,6 +37,8 @@ TEXT_SCORE = 0.5  # lines read with less confidence are dropped
 DET_LONGEST_SIDE = 2000
 DET_SHORTEST_SIDE = 736  # smaller pages are enlarged to it ...
 DET_MAX_PIXELS = 4_000_000  # ... but a strip of 1:100 isn't: ours, bounds memory
+DET_BAND_PIXELS = 1_200_000  # ours: what the network looks at in one go
+DET_BAND_OVERLAP = 128  # ours
 DET_THRESHOLD = 0.3
 DET_BOX_THRESHOLD = 0.5
 DET_UNCLIP_RATIO = 1.6
@@ -47,7 +49,7 @@ REC_MAX_WIDTH = 4800  # ours: a longer line is squeezed
 REC_WIDTH_STEP = 32  # ours: widths are rounded up, so that lines share batches and compiled kernels
 REC_BATCH_WIDTH = 3840  # ours: pixels of all lines of a batch; more is no faster, only larger
 
-CACHED_KERNELS = 1000  # of OpenVINO, per network: a new size of input adds about a hundred
+CACHED_KERNELS = 300  # of OpenVINO, per network: a new size of input adds about a hundred
 
 # Languages whose letters the recogniser's 18,708 classes hold. Codes of ISO 639-1, and RapidOCR's own names.
 LANGUAGES = frozenset(
@@ -127,10 +129,31 @@ class RapidOcrEngine:
         height, width = pixels.shape[:2]
         size = _detection_size(width, height)
         resized = np.asarray(cv2.resize(pixels, size), dtype=np.uint8)
-        probability = self._detector(resized[np.newaxis], lambda output: output.reshape(size[::-1]).copy())
-        boxes = _boxes(probability, width, height)
+        boxes = _boxes(self._text_map(resized), width, height)
         crops = [_crop(pixels, box) for box in boxes]
         return boxes, self._recognise(crops), crops
+
+    def _text_map(self, image: Pixels) -> Floats:
+        """Probability of text of each pixel, band by band: the network's memory grows with what it sees at once.
+
+        Neighbouring bands overlap and each is believed up to the middle of the overlap, so that no line is cut.
+        """
+        import numpy as np
+
+        height, width = image.shape[:2]
+        count = math.ceil(height * width / DET_BAND_PIXELS)
+        band = min(height, math.ceil((height / count + DET_BAND_OVERLAP * (count - 1) / count) / 32) * 32)
+        tops = [(height - band) * index // max(1, count - 1) for index in range(count)]
+        text_map = np.empty((height, width), dtype=np.float32)
+        believed = 0
+        for index, top in enumerate(tops):
+            end = height if index == count - 1 else (top + band + tops[index + 1]) // 2
+            part = slice(believed - top, end - top)
+            text_map[believed:end] = self._detector(
+                image[np.newaxis, top : top + band], lambda output, part=part: output.reshape(band, width)[part].copy()
+            )
+            believed = end
+        return text_map
 
     def _recognise(self, crops: Sequence[Pixels]) -> list[tuple[str, float]]:
         """Text and confidence of each line image, the same order."""

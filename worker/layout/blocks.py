@@ -151,6 +151,8 @@ def _chunks(rows: Sequence[Row], pitch: float, style: Style) -> list[list[Row]]:
 def _edge(chunk: Sequence[Row], right: float, unit: float) -> float:
     """Where the chunk's lines end: at their own right edge if most reach it, else at the flow's."""
     own = max(row.x1 for row in chunk)
+    if own < right - 3 * unit and median(row.letters for row in chunk) < 25:
+        return right  # too narrow for running text of its own
     reach = sum(row.x1 > own - 1.5 * unit for row in chunk[:-1])
     return own if len(chunk) > 2 and reach * 2 >= len(chunk) - 1 else max(own, right)
 

@@ -117,12 +117,20 @@ def _is_columns(left: Sequence[Box], right: Sequence[Box]) -> bool:
     if min(_beside(left, right), _beside(right, left)) < 3:
         return False
     letters = min(median(box.letters for box in left), median(box.letters for box in right))
-    full = min(_fullness(left), _fullness(right))
+    full = min(_fullness(side, max(b.x1 for b in side) - min(b.x0 for b in side)) for side in (left, right))
     if letters >= 14 and full >= 0.5:
         return True
-    if letters >= 25 and full >= 0.3:
+    even = min(_fullness(side, _usual_width(side)) for side in (left, right))  # a side may hold several columns
+    if letters >= 20 and even >= 0.5 or letters >= 25 and full >= 0.3:
         return True
-    return letters >= 10 and min(len(left), len(right)) >= 5 and _aligned(left, right) < 0.6
+    if _aligned(left, right) >= 0.7:
+        return False
+    return (letters >= 10 and min(len(left), len(right)) >= 5) or _is_prose(left) or _is_prose(right)
+
+
+def _is_prose(boxes: Sequence[Box]) -> bool:
+    """Running text without a doubt, whatever stands beside it."""
+    return len(boxes) >= 6 and median(box.letters for box in boxes) >= 30 and _fullness(boxes, _usual_width(boxes)) >= 0.6
 
 
 def _may_be_columns(left: Sequence[Box], right: Sequence[Box]) -> bool:
@@ -142,9 +150,13 @@ def _numeric(boxes: Sequence[Box]) -> float:
     return sum(box.numeric for box in boxes) / len(boxes)
 
 
-def _fullness(boxes: Sequence[Box]) -> float:
-    """The share of lines that reach over most of their column's width."""
-    width = max(box.x1 for box in boxes) - min(box.x0 for box in boxes)
+def _usual_width(boxes: Sequence[Box]) -> float:
+    """The width that all but the widest tenth of the lines keep to."""
+    return sorted(box.width for box in boxes)[int(0.9 * (len(boxes) - 1))]
+
+
+def _fullness(boxes: Sequence[Box], width: float) -> float:
+    """The share of lines that reach over most of a column's width."""
     return sum(box.width > 0.75 * width for box in boxes) / len(boxes)
 
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect, bisect_left
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from worker.contract import Role
 from worker.layout.geometry import Box, Row, rows_of, unit_of
 
 _ZONE = 0.16  # of the page's height, at its head and at its foot: where a repeated line is furniture
+_OUTER_ROWS = 3  # how many rows of running heads, or feet, a page may have
+_NEAR = 6  # pages: a head that changes with the chapter repeats within these
 _NUMBER = re.compile(
     r"[-–—~·.|\[(\s]*(?:p(?:age|g)?\.?\s*)?(?:\d{1,4}|[ivxlcdm]{1,7}|[A-Z]{1,2}-?\d{1,3})(?:\s*(?:of|/|von|de)\s*\d{1,4})?[-–—~·.|\])\s]*", re.I
 )
@@ -20,6 +25,8 @@ _SIGNS = re.compile(
     re.I,
 )
 _CERTAIN = re.compile(r"downloaded (?:from|by)\b.*\b(?:https?:|www\.|\d{4})|^arxiv:\d{4}\.\d", re.I)
+_SENTENCE = re.compile(r"[.:;,]$|^[\d*†‡]")
+_DATE = re.compile(r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?\s+\d|\d\s+(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)", re.I)
 _STAMP = re.compile(r"downloaded from|arxiv:\s*\d|https?://|www\.|copyright|©|protected by|\bguest\b", re.I)
 
 
@@ -32,8 +39,8 @@ def furniture_of(pages: Sequence[Sequence[Box]], heights: Sequence[int], slips: 
     repeated = _repeated(pages, heights)
     roles = []
     for boxes, height, slip, known in zip(pages, heights, slips, repeated, strict=True):
-        found = dict(known)
         index = {id(box): n for n, box in enumerate(boxes)}
+        found = {} if slip else _outermost(boxes, known, index)
         for box in boxes:
             if not box.upright and _STAMP.search(box.text):
                 found[index[id(box)]] = Role.PAGE_FOOTER
@@ -55,23 +62,57 @@ def _repeated(pages: Sequence[Sequence[Box]], heights: Sequence[int]) -> list[di
     for page, (boxes, height) in enumerate(zip(pages, heights, strict=True)):
         for n, box in enumerate(boxes):
             y = box.y / max(1, height)
-            if y < _ZONE or y > 1 - _ZONE:
+            if y < _ZONE or y > 1 - _ZONE or not box.upright:
                 key = _key(box.text)
                 for bucket in {int(y * 50), int(y * 50 + 0.5) + 1000}:
                     places[key, bucket].append((page, n, y))
     roles: list[dict[int, Role]] = [{} for _ in pages]
-    for (key, _), found in places.items():
+    for found in places.values():
         seen = sorted({page for page, _, _ in found})
         for page, n, y in found:
-            near = sum(1 for other in seen if other != page and abs(other - page) <= 6)
-            if near >= 2 or (near == 1 and len(pages) <= 3):
+            near = bisect(seen, page + _NEAR) - bisect_left(seen, page - _NEAR) - 1
+            if near >= 2 or (near == 1 and len(pages) <= 4):
                 role = Role.PAGE_NUMBER if is_page_number(pages[page][n].text) else None
                 roles[page][n] = role or (Role.PAGE_HEADER if y < 0.5 else Role.PAGE_FOOTER)
     return roles
 
 
+def _outermost(boxes: Sequence[Box], repeated: dict[int, Role], index: dict[int, int]) -> dict[int, Role]:
+    """Of the repeated lines those in a page's outer rows, clear of the text: a form's labels repeat all over its pages."""
+    upright = [box for box in boxes if box.upright]
+    found = {n: role for n, role in repeated.items() if not boxes[n].upright}
+    if len(found) == len(repeated):
+        return found
+    rows = rows_of(upright)
+    pitch = _pitch(upright, unit_of(upright))
+    for order in (rows, rows[::-1]):
+        run = 0
+        while run < len(order) and any(index[id(box)] in repeated for box in order[run].boxes):
+            run += 1
+        if run == len(order):
+            continue  # nothing but what repeats
+        if run > _OUTER_ROWS or len(upright) < 2 * run:
+            gaps = [abs(order[n].y - order[n + 1].y) > 1.3 * pitch for n in range(_OUTER_ROWS)]
+            run = max((n + 1 for n, clear in enumerate(gaps) if clear), default=0)
+        for row in order[:run]:
+            found |= {n: repeated[n] for box in row.boxes if (n := index[id(box)]) in repeated}
+    return found
+
+
 def _key(text: str) -> str:
     return re.sub(r"[^\w#]+", "", re.sub(r"\d+", "#", text.lower()))
+
+
+@dataclass(frozen=True)
+class _Sheet:
+    """What the judgement of an outer row needs to know of its page; all in pixels."""
+
+    height: int
+    unit: float  # height of plain text
+    pitch: float
+    left: float
+    right: float
+    dense: bool  # a full page of running text
 
 
 def _by_form(boxes: Sequence[Box], height: int) -> dict[Box, Role]:
@@ -81,45 +122,50 @@ def _by_form(boxes: Sequence[Box], height: int) -> dict[Box, Role]:
     if len(rows) < 6:
         return {}
     unit = unit_of(upright)
-    pitch = _pitch(upright, unit)
     left, right = min(row.x0 for row in rows), max(row.x1 for row in rows)
-    dense = sum(row.x1 - row.x0 > 0.6 * (right - left) for row in rows) >= 12
+    dense = sum(box.letters >= 30 for box in upright) >= 12
+    sheet = _Sheet(height, unit, _pitch(upright, unit), left, right, dense)
     found: dict[Box, Role] = {}
-    for order, head in ((rows, True), (rows[::-1], False)):
-        for outer, inner in zip(order[:3], order[1:4], strict=False):
-            role = Role.PAGE_HEADER if head else Role.PAGE_FOOTER
-            gap = abs(inner.y - outer.y)
-            marked = _row_roles(outer, role, gap, pitch, unit, dense, (left, right), height)
-            if not marked:
-                break
-            found.update(marked)
+    for judge in (_by_sign, _by_distance):
+        for order, role in ((rows, Role.PAGE_HEADER), (rows[::-1], Role.PAGE_FOOTER)):
+            left_over = [row for row in order if row.boxes[0] not in found]
+            for outer, inner in pairwise(left_over[: _OUTER_ROWS + 1]):
+                numbered = any(known is Role.PAGE_NUMBER for known in found.values())
+                if not judge(outer, inner, role, sheet, numbered):
+                    break
+                found |= {box: Role.PAGE_NUMBER if is_page_number(box.text) else role for box in outer.boxes}
     return found
 
 
-def _row_roles(
-    row: Row, role: Role, gap: float, pitch: float, unit: float, dense: bool, extent: tuple[float, float], height: int
-) -> dict[Box, Role]:
-    left, right = extent
-    numbers = [box for box in (row.boxes[0], row.boxes[-1]) if is_page_number(box.text)]
+def _by_sign(row: Row, inner: Row, role: Role, sheet: _Sheet, numbered: bool) -> bool:
+    """A page number, alone or at either end of a row; words that only stand in heads and feet."""
     text = " ".join(box.text for box in row.boxes)
-    low = row.height < 1.25 * unit
-    if len(row.boxes) == 1 and numbers:
-        box = row.boxes[0]
-        middle = abs(box.centre - (left + right) / 2) < 0.12 * (right - left)
-        side = box.x0 < left + 2 * unit or box.x1 > right - 2 * unit
-        return {box: Role.PAGE_NUMBER} if gap > 1.15 * pitch and (middle or side) else {}
-    wide = row.x1 - row.x0 > 0.5 * (right - left)
-    if numbers and len(row.boxes) <= 4 and len(text) < 90 and wide and gap > 1.05 * pitch and dense:
-        return {box: Role.PAGE_NUMBER if is_page_number(box.text) else role for box in row.boxes}
+    gap = abs(inner.y - row.y)
     if _CERTAIN.search(text):
-        return {box: role for box in row.boxes}
-    if _SIGNS.search(text) and len(text) < 160 and gap > 1.2 * pitch and low:
-        return {box: role for box in row.boxes}
-    edge = row.y < 0.1 * height if role is Role.PAGE_HEADER else row.y > 0.93 * height
-    sentence = re.search(r"[.:;,]$", text) or re.match(r"[\d*†‡]", text)
-    if dense and edge and low and gap > 1.6 * pitch and len(text) < 80 and not sentence:
-        return {box: role for box in row.boxes}
-    return {}
+        return True
+    if _SIGNS.search(text) and len(text) < 160 and gap > 1.2 * sheet.pitch and row.height < 1.25 * sheet.unit:
+        return True
+    if not any(is_page_number(box.text) for box in (row.boxes[0], row.boxes[-1])):
+        return False
+    if len(row.boxes) == 1:
+        middle = abs(row.centre - (sheet.left + sheet.right) / 2) < 0.12 * (sheet.right - sheet.left)
+        side = row.x0 < sheet.left + 2 * sheet.unit or row.x1 > sheet.right - 2 * sheet.unit
+        return gap > 1.15 * sheet.pitch and (middle or side)
+    wide = row.x1 - row.x0 > 0.5 * (sheet.right - sheet.left)
+    return sheet.dense and wide and len(row.boxes) <= 4 and len(text) < 90 and gap > 1.05 * sheet.pitch
+
+
+def _by_distance(row: Row, inner: Row, role: Role, sheet: _Sheet, numbered: bool) -> bool:
+    """A short row at the edge of a full page, well clear of the text, of a page that goes on from another one."""
+    text = " ".join(box.text for box in row.boxes)
+    head = role is Role.PAGE_HEADER
+    at_edge = row.y < 0.1 * sheet.height if head else row.y > 0.92 * sheet.height
+    clear = abs(inner.y - row.y) > 1.6 * sheet.pitch and row.height < 1.25 * sheet.unit
+    if not (sheet.dense and at_edge and clear) or len(text) > 80 or _SENTENCE.search(text) or _DATE.search(text):
+        return False
+    corners = len(row.boxes) > 1 and row.x1 - row.x0 > 0.5 * (sheet.right - sheet.left)
+    goes_on = head and inner.boxes[0].text[:1].islower()
+    return numbered or corners or goes_on or row.height < 0.8 * sheet.unit
 
 
 def _pitch(boxes: Sequence[Box], unit: float) -> float:

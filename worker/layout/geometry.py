@@ -200,6 +200,9 @@ def _skew(quads: Sequence[Sequence[tuple[float, float]]]) -> float:
 def _box(line: Line, quad: Sequence[tuple[float, float]]) -> Box:
     (ax, ay), (bx, by), (cx, cy), (dx, dy) = quad
     along, across = math.hypot(bx - ax, by - ay), math.hypot(dx - ax, dy - ay)
+    if abs(by + cy - ay - dy) > abs(bx + cx - ax - dx):  # written upwards or downwards
+        xs, ys = [ax, bx, cx, dx], [ay, by, cy, dy]
+        return Box((line,), line.text, min(xs), max(xs), sum(ys) / 4, max(1.0, along), upright=False)
     upright = not (across > 2 * along and len(line.text.strip()) > 2 and not WIDE.search(line.text))
     x0, x1 = sorted(((ax + dx) / 2, (bx + cx) / 2))
     height = (math.hypot(dx - ax, dy - ay) + math.hypot(cx - bx, cy - by)) / 2

@@ -29,7 +29,7 @@ class Vocabulary:
         self._words: set[str] = set()
         for page in pages:
             for line in page.lines:
-                words = [match for match in _WORD.finditer(line.text)]
+                words = list(_WORD.finditer(line.text))
                 end = len(line.text.rstrip())
                 for match in words[1:]:  # a line's first word may be the rest of a broken one
                     if match.end() >= end - 1 and line.text.rstrip()[-1:] in _HYPHENS:
