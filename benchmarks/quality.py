@@ -49,21 +49,29 @@ def main() -> None:
 
     read = _read([*receipts, *pdfs], options.cache)
     systems: dict[str, Texts] = {
-        "engine's own order": {name: "\n".join(line.text for page in pages for line in page.lines) for name, pages in read.items()},
+        "engine's own order": {
+            name: "\n".join(line.text for page in pages for line in page.lines) for name, pages in read.items()
+        },
         "pagefleet": {name: "\n".join(page.markdown for page in compose(pages)) for name, pages in read.items()},
     }
     if shutil.which("tesseract"):
         systems["tesseract"] = {path.name: _tesseract(path) for path in [*receipts, *pdfs]}
 
-    truths = {path.name: path.with_suffix(".csv").read_text(encoding="utf-8-sig", errors="replace") for path in receipts}
-    print(f"Receipts: {len(receipts)} documents, F1\n\n| | words | mean of documents | as split at spaces |\n|{' --- |' * 4}")
+    truths = {
+        path.name: path.with_suffix(".csv").read_text(encoding="utf-8-sig", errors="replace") for path in receipts
+    }
+    print(
+        f"Receipts: {len(receipts)} documents, F1\n\n| | words | mean of documents | as split at spaces |\n|{' --- |' * 4}"
+    )
     for name, texts in systems.items():
         pairs = [(truth_of(truths[key]), texts[key]) for key in truths]
         micro, mean = f1(pairs, words)
         print(f"| {name} | {micro:.4f} | {mean:.4f} | {f1(pairs, str.split)[0]:.4f} |")
 
     kinds = sorted({test["type"] for test in tests})
-    print(f"\nPDFs: {len(tests)} tests, passed\n\n| | all | {' | '.join(kinds)} |\n| --- |{' --- |' * (len(kinds) + 1)}")
+    print(
+        f"\nPDFs: {len(tests)} tests, passed\n\n| | all | {' | '.join(kinds)} |\n| --- |{' --- |' * (len(kinds) + 1)}"
+    )
     failures: list[str] = []
     for name, texts in systems.items():
         passed: Counter[str] = Counter()

@@ -220,11 +220,10 @@ def engines_command() -> None:
 def _read_and_finish(folder: RunFolder, shards: list[int], runner: Any, tasks: int, given: dict[str, Any]) -> NoReturn:
     from jobs import local
 
-    errors = _console(stderr=True)
     for warning in folder.run.warnings:
-        errors.print(f"note: {warning}", markup=False, highlight=False, style="yellow")
+        click.echo(f"note: {warning}", err=True)
     try:
-        local.read(folder, shards, runner, errors, tasks)
+        local.read(folder, shards, runner, _console(stderr=True), tasks)
     except local.Interrupted as error:
         _fail(str(error), CliExit.UNACCOUNTED)
     table = _Table()
@@ -359,7 +358,10 @@ def _json(value: Any) -> str:
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr, soft_wrap=False)
+    console = Console(stderr=stderr)
+    if not console.is_terminal:
+        console.width = 160  # a file or a pipe wraps nothing
+    return console
 
 
 def _fail(message: str, code: CliExit) -> NoReturn:

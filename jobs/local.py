@@ -104,7 +104,7 @@ def read(
     """
     with Progress(console, documents) as progress:
         runner = Runner(
-            folder.uri, options, on_receipt=progress.receipt, on_pages=progress.pages_told, on_log=progress.log
+            folder.uri, options, on_receipt=progress.receipt, on_progress=progress.news, on_log=progress.log
         )
         with _stop_on_signal(runner, progress) as stopped:
             ends = runner.run(shards)
@@ -113,13 +113,13 @@ def read(
         raise JobError(f"the worker refuses the run: {_last_message(wrong.stderr)}")
     if stopped():
         raise Interrupted(
-            f"stopped; {progress.documents:,} of {documents:,} documents have ended. "
+            f"stopped; {progress.ended:,} of {documents:,} documents have ended. "
             f"`pagefleet resume {shown(folder.uri)}` reads the rest"
         )
     for end in ends:
         if not end.ok:
             why = f"after {end.attempts} attempts (exit {end.exit_code}): {_last_message(end.stderr)}"
-            console.print(f"shard {end.shard} gave up {why}", markup=False, highlight=False, style="red")
+            progress.log(f"shard {end.shard} gave up {why}")
     return ends
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from jobs.summary import format_seconds
 from worker.contract import Receipt
+from worker.receipts import ProgressNews
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,33 +19,29 @@ PLAIN_SECONDS = 5.0  # between plain lines
 
 
 class Progress:
-    """Counts what the workers tell and shows it. Writes to `console`, which is standard error."""
+    """Counts what the workers tell and shows it on `console`, which is standard error."""
 
-    def __init__(self, console: Console, documents: int, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, console: Console, tasks: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
-        self._total = documents
+        self._total = tasks
         self._clock = clock
         self._started = clock()
         self._last_line = self._started
         self._bar: Bar | None = None
-        self.documents = 0
-        self.failed = 0
-        self._ended_pages = 0  # of documents that have ended
+        self._ended_pages = 0  # of tasks that have ended
         self._told_pages = 0  # of all, as far as the workers have told
+        self._opened = 0  # documents
+        self._expected = 0  # their pages
+        self.ended = 0
+        self.failed = 0
 
     def __enter__(self) -> Progress:
         if self._console.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+            from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            self._bar = Bar(
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=self._console,
-                transient=True,
-            )
-            self._bar.add_task("", total=self._total, note="starting")
+            self._bar = Bar(BarColumn(), TextColumn("{task.fields[note]}"), console=self._console, transient=True)
+            self._bar.add_task("", total=1.0, note="starting")
             self._bar.start()
         return self
 
@@ -56,37 +53,50 @@ class Progress:
 
     def receipt(self, receipt: Receipt) -> None:
         """A task ended."""
-        self.documents += 1
+        self.ended += 1
         self.failed += receipt.outcome == "failed"
         self._ended_pages += receipt.pages
         self._show()
 
-    def pages_told(self, pages: int) -> None:
-        """So many more pages were read, of documents that may not have ended."""
-        self._told_pages += pages
+    def news(self, news: ProgressNews) -> None:
+        """Pages were read, of documents that may not have ended."""
+        self._told_pages += news.pages
+        self._opened += news.opened
+        self._expected += news.expected
         self._show()
 
     def log(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, style="dim")
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True, style="dim")
 
     @property
     def pages(self) -> int:
         return max(self._ended_pages, self._told_pages)
 
     @property
+    def share(self) -> float:
+        """How much of the work is done, from 0 to 1: by pages, as documents not opened yet are like those that were."""
+        if self.ended == self._total:
+            return 1.0
+        if not self._opened or not self._expected:
+            return self.ended / self._total
+        mean = self._expected / self._opened
+        total = max(self._expected, self._ended_pages) + max(0, self._total - max(self._opened, self.ended)) * mean
+        return min(1.0, self.pages / total)
+
+    @property
     def note(self) -> str:
-        """Pages, pages/s, failures and time left, as the bar shows them."""
+        """Documents, pages, pages/s, failures and time left."""
         elapsed = max(self._clock() - self._started, 1e-3)
-        parts = [f"{self.pages:,} pages", f"{self.pages / elapsed:.2f} pages/s"]
+        parts = [f"{self.ended:,}/{self._total:,} tasks, {self.pages:,} pages, {self.pages / elapsed:.2f} pages/s"]
         if self.failed:
             parts.append(f"{self.failed:,} failed")
-        if self.documents and self.documents < self._total:
-            parts.append(f"{format_seconds(elapsed / self.documents * (self._total - self.documents))} left")
+        if 0 < self.share < 1:
+            parts.append(f"{format_seconds(elapsed / self.share - elapsed)} left")
         return ", ".join(parts)
 
     def _show(self) -> None:
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self.documents, note=self.note)
+            self._bar.update(self._bar.task_ids[0], completed=self.share, note=self.note)
         elif self._clock() - self._last_line >= PLAIN_SECONDS:
             self._last_line = self._clock()
-            self._console.print(f"{self.documents:,}/{self._total:,} documents, {self.note}", highlight=False)
+            self._console.print(self.note, markup=False, highlight=False, soft_wrap=True)

@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from worker.contract import ExitCode, Receipt
-from worker.receipts import PROGRESS
+from worker.receipts import PROGRESS, ProgressNews
 
 ATTEMPTS = 5
 # What AWS Batch is told as `evaluateOnExit`: the first match decides.
@@ -52,7 +52,7 @@ class RunnerOptions:
 
 
 class Runner:
-    """Runs the shards of one run. `on_receipt` and `on_pages` are called from several threads, one at a time."""
+    """Runs the shards of one run. `on_receipt` and `on_progress` are called from several threads, one at a time."""
 
     def __init__(
         self,
@@ -60,13 +60,13 @@ class Runner:
         options: RunnerOptions,
         *,
         on_receipt: Callable[[Receipt], None],
-        on_pages: Callable[[int], None],
+        on_progress: Callable[[ProgressNews], None],
         on_log: Callable[[str], None],
     ) -> None:
         self._run_uri = run_uri
         self._options = options
         self._on_receipt = on_receipt
-        self._on_pages = on_pages
+        self._on_progress = on_progress
         self._on_log = on_log
         self._telling = threading.Lock()
         self._processes: dict[int, subprocess.Popen[str]] = {}
@@ -161,7 +161,7 @@ class Runner:
         try:
             record = json.loads(line)
             if PROGRESS in record:
-                self._tell(self._on_pages, int(record[PROGRESS]["pages"]))
+                self._tell(self._on_progress, ProgressNews(**record[PROGRESS]))
             else:
                 self._tell(self._on_receipt, Receipt.model_validate(record))
         except (ValueError, TypeError):

@@ -143,14 +143,28 @@ def test_memory_does_not_grow_with_the_length_of_a_document_or_a_run(tmp_path: P
 
     picture = draw(tmp_path / "a.png").read_bytes()
     short, long = peak("short", {"a.pdf": corpus.text_pdf(60)}), peak("long", {"a.pdf": corpus.text_pdf(600)})
-    few, many = (peak(name, {f"{n}.png": picture for n in range(count)}) for name, count in (("few", 100), ("many", 1000)))
+    few, many = (
+        peak(name, {f"{n}.png": picture for n in range(count)}) for name, count in (("few", 100), ("many", 1000))
+    )
     assert long < short + 40
     assert many < few + 40
 
 
 def test_page_ranges_of_one_document_are_read_by_several_workers(tmp_path: Path) -> None:
     (tmp_path / "book.pdf").write_bytes(corpus.text_pdf(23))
-    arguments = ("run", "book.pdf", "--out", "out", "--pages-per-task", "5", "--workers", "2", "--no-report", "--dpi", "72")
+    arguments = (
+        "run",
+        "book.pdf",
+        "--out",
+        "out",
+        "--pages-per-task",
+        "5",
+        "--workers",
+        "2",
+        "--no-report",
+        "--dpi",
+        "72",
+    )
     assert pagefleet(*arguments, *COLOUR, cwd=tmp_path).returncode == 0
     result = Result.model_validate_json((tmp_path / "out/documents/book.pdf.json").read_bytes())
     assert [page.number for page in result.pages] == list(range(1, 24))

@@ -139,7 +139,7 @@ class Decoder:
 
 
 class Pages(Iterator[DecodedPage | BadPage]):
-    """The pages of one document, as they are decoded. `total` counts the document's own, asked for or not."""
+    """The pages of one document, as they are decoded. `total` counts the document's own, `asked` those that come."""
 
     def __init__(self, decoder: Decoder, path: str, ranges: Ranges | None) -> None:
         self._decoder = decoder
@@ -148,6 +148,7 @@ class Pages(Iterator[DecodedPage | BadPage]):
         self.total = opened.total
         self.warnings = opened.warnings  # such as pages asked for that don't exist
         wanted = [(1, self.total)] if ranges is None else self._existing(ranges)
+        self.asked = sum(last - first + 1 for first, last in wanted)
         self._pages = self._stream(wanted)
         self._child.read(wanted)
 

@@ -54,6 +54,8 @@ class Receipts(Protocol):
 
     def count_page(self) -> None: ...
 
+    def expect_pages(self, pages: int) -> None: ...
+
 
 @dataclass
 class Job:
@@ -164,6 +166,7 @@ class Pipeline:
                 raise DocumentError(FailureCode.EMPTY, f"{document.task.uri} holds 0 bytes")
             pages = decoder.pages(str(document.fetched.path), document.task.pages)
             document.warnings += pages.warnings
+            self._job.receipts.expect_pages(pages.asked)
             for item in pages:
                 if self._broken or (self._draining.is_set() and not document.touched):
                     return self._abandon(document)

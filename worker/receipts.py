@@ -6,14 +6,25 @@ import json
 import sys
 import threading
 import time
+from dataclasses import asdict, dataclass
 
 from worker.contract import Receipt
 from worker.storage import NotFound, Storage
 
 PROGRESS = "progress"  # the key that tells a line of progress on standard output from a receipt
+FLUSH_SECONDS = 10.0  # between writes of the receipts file, which grows by being written anew: S3 cannot append
+
+
 _stdout = threading.Lock()
 
-FLUSH_SECONDS = 10.0  # between writes of the receipts file, which grows by being written anew: S3 cannot append
+
+@dataclass(frozen=True)
+class ProgressNews:
+    """What has happened since the last line of progress."""
+
+    pages: int = 0  # that ended
+    opened: int = 0  # documents
+    expected: int = 0  # pages of these
 
 
 class ReceiptLog:
@@ -29,7 +40,7 @@ class ReceiptLog:
         self._lock = threading.Lock()
         self._writing = threading.Lock()
         self._progress_seconds = progress_seconds
-        self._pages = 0  # since they were last told
+        self._news = ProgressNews()  # since it was last told
         self._told = time.monotonic()
 
     @property
@@ -48,15 +59,12 @@ class ReceiptLog:
             self.flush()
 
     def count_page(self) -> None:
-        """Tells now and then how many pages ended since it last told: one document may have thousands."""
-        with self._lock:
-            self._pages += 1
-            now = time.monotonic()
-            if now - self._told < self._progress_seconds:
-                return
-            self._told = now
-            pages, self._pages = self._pages, 0
-        print_line(json.dumps({PROGRESS: {"pages": pages}}))
+        """A page has ended: tells so now and then, since one document may have thousands."""
+        self._tell(pages=1)
+
+    def expect_pages(self, pages: int) -> None:
+        """A document was opened, and that many pages will come of it."""
+        self._tell(opened=1, expected=pages)
 
     def flush(self) -> None:
         with self._writing:
@@ -66,6 +74,16 @@ class ReceiptLog:
             if self._uri and len(lines) > self._written:
                 self._storage.write(self._uri, "".join(line + "\n" for line in lines).encode())
                 self._written = len(lines)
+
+    def _tell(self, **more: int) -> None:
+        with self._lock:
+            self._news = ProgressNews(**{key: value + more.get(key, 0) for key, value in asdict(self._news).items()})
+            now = time.monotonic()
+            if now - self._told < self._progress_seconds:
+                return
+            self._told = now
+            news, self._news = self._news, ProgressNews()
+        print_line(json.dumps({PROGRESS: asdict(news)}))
 
 
 def read_receipts(storage: Storage, uri: str) -> list[Receipt]:

@@ -11,6 +11,7 @@ import pytest
 from jobs.runner import RULES, Runner, RunnerOptions, default_workers
 from tests.conftest import RunOnDisk, worker_environment
 from worker.contract import ExitCode, Options, Receipt
+from worker.receipts import ProgressNews
 
 MakeRun = Callable[..., RunOnDisk]
 
@@ -21,10 +22,12 @@ class Heard:
     def __init__(self) -> None:
         self.receipts: list[Receipt] = []
         self.pages = 0
+        self.expected = 0
         self.log: list[str] = []
 
-    def on_pages(self, pages: int) -> None:
-        self.pages += pages
+    def on_progress(self, news: ProgressNews) -> None:
+        self.pages += news.pages
+        self.expected += news.expected
 
 
 def runner(run: RunOnDisk, heard: Heard, **options: Any) -> Runner:
@@ -33,7 +36,7 @@ def runner(run: RunOnDisk, heard: Heard, **options: Any) -> Runner:
         run.paths.base,
         RunnerOptions(**given),
         on_receipt=heard.receipts.append,
-        on_pages=heard.on_pages,
+        on_progress=heard.on_progress,
         on_log=heard.log.append,
     )
 
@@ -105,6 +108,7 @@ def test_pages_of_a_long_document_are_told_before_it_ends(make_run: MakeRun) -> 
     heard = Heard()
     runner(run, heard).run([0])
     assert 0 < heard.pages <= 12
+    assert heard.expected == 12
 
 
 def test_rules_end_with_a_catch_all() -> None:

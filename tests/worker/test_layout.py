@@ -44,7 +44,8 @@ def wrapped(text: str, x: float, y: float, columns: int, *, justified: bool = Tr
     rows.append(row)
     full = columns * ADVANCE
     return [
-        line(row, x, y + n * STEP, width=full if justified and n < len(rows) - 1 else None) for n, row in enumerate(rows)
+        line(row, x, y + n * STEP, width=full if justified and n < len(rows) - 1 else None)
+        for n, row in enumerate(rows)
     ]
 
 
@@ -209,7 +210,12 @@ def test_lists_keep_their_items_and_join_their_lines() -> None:
 
 
 def table_lines(x: float = 200, y: float = 600) -> list[Line]:
-    rows = [("Item", "Count", "Price"), ("Rope, ten fathoms", "12", "140.00"), ("Tar", "3", "9.50"), ("Oars", "20", "85.25")]
+    rows = [
+        ("Item", "Count", "Price"),
+        ("Rope, ten fathoms", "12", "140.00"),
+        ("Tar", "3", "9.50"),
+        ("Oars", "20", "85.25"),
+    ]
     lines = []
     for n, (name, count, price) in enumerate(rows):
         top = y + n * 40
@@ -233,7 +239,9 @@ def test_a_table_is_written_as_rows_between_its_paragraphs() -> None:
 def test_a_heading_over_several_columns_spans_them() -> None:
     lines = wrapped(PROSE, 150, 200, 110)
     lines.append(line("Year ended", 1192 - 5 * ADVANCE, 560))
-    for n, row in enumerate([("", "2025", "2024", "2023"), ("Cost", "$ 178", "$ 141", "$ 138"), ("Sales", "1,136", "876", "680")]):
+    for n, row in enumerate(
+        [("", "2025", "2024", "2023"), ("Cost", "$ 178", "$ 141", "$ 138"), ("Sales", "1,136", "876", "680")]
+    ):
         for column, text in enumerate(row):
             if text:
                 x = 150 if column == 0 else 900 + 200 * column - 100 - len(text) * ADVANCE + 20
@@ -334,7 +342,10 @@ def test_first_and_last_lines_of_a_single_page_are_content(outer: list[Line]) ->
 
 
 def test_stamps_along_the_margin_are_furniture(paper: list[Line]) -> None:
-    stamp = Line(text="Downloaded from http://example.org/ by guest", polygon=[(1650, 300), (1650, 1500), (1620, 1500), (1620, 300)])
+    stamp = Line(
+        text="Downloaded from http://example.org/ by guest",
+        polygon=[(1650, 300), (1650, 1500), (1620, 1500), (1620, 300)],
+    )
     side = [(30, 1500), (30, 500), (60, 500), (60, 1500)]
     arxiv = Line(text="arXiv:2503.04086v1 [math.CO] 6 Mar 2025", polygon=side)
     banner = line("Downloaded from http://example.org/ on July 12, 2017", 400, 30)
@@ -351,7 +362,10 @@ def test_wide_characters_are_joined_without_spaces() -> None:
     rows = ["東京の港は静かで、船が次々と帰ってきた。", "漁師たちは疲れていたが、誰も嵐のことを話さ", "なかった。"]
     lines = [line(text, 100, 200 + n * 40, width=len(text) * 24) for n, text in enumerate(rows)]
     assert "話さなかった。" in read(lines)
-    korean = [line("항구는 조용했고 배들이 하나둘씩 돌아왔다 그리고", 100, 200, width=600), line("아무도 말하지 않았다.", 100, 240, width=260)]
+    korean = [
+        line("항구는 조용했고 배들이 하나둘씩 돌아왔다 그리고", 100, 200, width=600),
+        line("아무도 말하지 않았다.", 100, 240, width=260),
+    ]
     assert "그리고 아무도" in read(korean)
 
 
@@ -385,7 +399,22 @@ def test_pages_without_text_pass_through_and_lines_without_place_stay_last() -> 
 def random_page(seed: int) -> Page:
     """Lines of any size at any place, some tilted, some upright, some the same."""
     chance = random.Random(seed)
-    words = ["tide", "12", "3.50", "•", "# 1", "harbour-", "|", "海", "", "*a*", "Total", "iv", "- x", "www.example.org"]
+    words = [
+        "tide",
+        "12",
+        "3.50",
+        "•",
+        "# 1",
+        "harbour-",
+        "|",
+        "海",
+        "",
+        "*a*",
+        "Total",
+        "iv",
+        "- x",
+        "www.example.org",
+    ]
     lines = []
     for _ in range(chance.randrange(0, 60)):
         text = " ".join(chance.choices(words, k=chance.randrange(1, 6)))

@@ -11,7 +11,7 @@ from worker.contract import Line, Page, Role
 from worker.layout.blocks import Block, Kind, Style, blocks_of, join_flows
 from worker.layout.columns import flows_of
 from worker.layout.furniture import furniture_of
-from worker.layout.geometry import Box, boxes_of, rows_of, unit_of
+from worker.layout.geometry import Box, advance_of, boxes_of, rows_of, unit_of
 from worker.layout.text import Vocabulary, escape
 
 _SLIP_WIDTH = 36  # text heights: a receipt's paper is narrower than this
@@ -34,7 +34,7 @@ def compose(pages: Sequence[Page], *, keep_furniture: bool = False) -> list[Page
     roles = furniture_of(boxes, [page.height for page in read], slips)
     composed = iter(
         [
-            _compose_page(page, each, known, Style(unit, slip, vocabulary), keep_furniture)
+            _compose_page(page, each, known, Style(unit, advance_of(each), slip, vocabulary), keep_furniture)
             for page, each, known, unit, slip in zip(read, boxes, roles, units, slips, strict=True)
         ]
     )

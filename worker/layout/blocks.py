@@ -15,7 +15,10 @@ from worker.layout.text import Vocabulary, escape, escape_tags, glue, join_lines
 
 _BULLET = re.compile(r"([•·∙▪▫◦●○■□◆◇►▶✓✔➢➤★☆※❖]|[-–—*](?=\s))\s*(?=\S)")
 _NUMBERED = re.compile(r"(\d{1,3})[.)]\s")
-_SECTION = re.compile(r"(?:\d{1,2}(?:\.\d{1,2}){0,3}\.?|[IVX]{1,5}\.|[A-Z]\.|(?:chapter|section|part|appendix)\s+\w+[.:]?)\s+[A-Z“\"]", re.I)
+_SECTION = re.compile(
+    r"(?:\d{1,2}(?:\.\d{1,2}){0,3}\.?|[IVX]{1,5}\.|[A-Z]\.|(?:chapter|section|part|appendix)\s+\w+[.:]?)\s+[A-Z“\"]",
+    re.I,
+)
 _ENDS = re.compile(r"[.!?:;。！？：；][\"'”’)\]]*$")
 
 
@@ -63,6 +66,7 @@ class Style:
     """What the page as a whole tells about its parts."""
 
     unit: float  # height of plain text
+    advance: float  # width of its characters
     slip: bool  # a receipt or the like: each row stands for itself
     vocabulary: Vocabulary
 
@@ -141,11 +145,17 @@ def _chunks(rows: Sequence[Row], pitch: float, style: Style) -> list[list[Row]]:
     for above, below in zip(rows, rows[1:], strict=False):
         small, large = sorted((above.height, below.height))
         apart = below.y - above.y > 1.35 * max(pitch, 0.9 * large)
-        if apart or (large > 1.35 * small and min(above.letters, below.letters) > 3 and not style.slip):
+        if apart or (large > 1.35 * small and not style.slip and _sizes_differ(above, below)):
             chunks.append([below])
         else:
             chunks[-1].append(below)
     return chunks
+
+
+def _sizes_differ(one: Row, other: Row) -> bool:
+    """Whether two rows of different height are set in different sizes: a raised figure makes a row higher, not wider."""
+    low, high = sorted((one, other), key=lambda row: row.height)
+    return min(one.letters, other.letters) > 3 and high.advance > 1.1 * low.advance
 
 
 def _edge(chunk: Sequence[Row], right: float, unit: float) -> float:
@@ -250,7 +260,8 @@ def _mark_headings(blocks: Sequence[Block], left: float, right: float, style: St
             continue
         text = block.text.replace("\n", " ")
         following = blocks[n + 1] if n + 1 < len(blocks) else None
-        size = median(row.height for row in block.rows) / style.unit
+        advance = median(row.advance for row in block.rows) / style.advance
+        size = min(median(row.height for row in block.rows) / style.unit, 1.25 * advance)
         if size >= 1.3 and len(block.rows) <= 4 and len(text) < 200:
             block.level = 1 if size >= 1.6 else 2
         elif following is not None and len(text) <= 80 and not _ENDS.search(text):

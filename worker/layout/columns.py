@@ -121,7 +121,7 @@ def _is_columns(left: Sequence[Box], right: Sequence[Box]) -> bool:
     if letters >= 14 and full >= 0.5:
         return True
     even = min(_fullness(side, _usual_width(side)) for side in (left, right))  # a side may hold several columns
-    if letters >= 20 and even >= 0.5 or letters >= 25 and full >= 0.3:
+    if (letters >= 20 and even >= 0.5) or (letters >= 25 and full >= 0.3):
         return True
     if _aligned(left, right) >= 0.7:
         return False
@@ -130,7 +130,9 @@ def _is_columns(left: Sequence[Box], right: Sequence[Box]) -> bool:
 
 def _is_prose(boxes: Sequence[Box]) -> bool:
     """Running text without a doubt, whatever stands beside it."""
-    return len(boxes) >= 6 and median(box.letters for box in boxes) >= 30 and _fullness(boxes, _usual_width(boxes)) >= 0.6
+    return (
+        len(boxes) >= 6 and median(box.letters for box in boxes) >= 30 and _fullness(boxes, _usual_width(boxes)) >= 0.6
+    )
 
 
 def _may_be_columns(left: Sequence[Box], right: Sequence[Box]) -> bool:

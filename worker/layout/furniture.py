@@ -17,7 +17,9 @@ _ZONE = 0.16  # of the page's height, at its head and at its foot: where a repea
 _OUTER_ROWS = 3  # how many rows of running heads, or feet, a page may have
 _NEAR = 6  # pages: a head that changes with the chapter repeats within these
 _NUMBER = re.compile(
-    r"[-–—~·.|\[(\s]*(?:p(?:age|g)?\.?\s*)?(?:\d{1,4}|[ivxlcdm]{1,7}|[A-Z]{1,2}-?\d{1,3})(?:\s*(?:of|/|von|de)\s*\d{1,4})?[-–—~·.|\])\s]*", re.I
+    r"[-–—~·.|\[(\s]*(?:p(?:age|g)?\.?\s*)?(?:\d{1,4}|[ivxlcdm]{1,7}|[A-Z]{1,2}-?\d{1,3})"
+    r"(?:\s*(?:of|/|von|de)\s*\d{1,4})?[-–—~·.|\])\s]*",
+    re.I,
 )
 _SIGNS = re.compile(
     r"https?:|www\.|\bdoi\b|\bissn\b|©|\(c\)\s*\d{4}|copyright|all rights reserved|downloaded from|arxiv:|"
@@ -25,12 +27,14 @@ _SIGNS = re.compile(
     re.I,
 )
 _CERTAIN = re.compile(r"downloaded (?:from|by)\b.*\b(?:https?:|www\.|\d{4})|^arxiv:\d{4}\.\d", re.I)
-_SENTENCE = re.compile(r"[.:;,]$|^[\d*†‡]")
-_DATE = re.compile(r"\b(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)[a-z]*\.?\s+\d|\d\s+(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)", re.I)
+_MONTH = r"(?:jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)"
+_DATE = re.compile(rf"\b{_MONTH}[a-z]*\.?\s+\d|\d\s+{_MONTH}", re.I)
 _STAMP = re.compile(r"downloaded from|arxiv:\s*\d|https?://|www\.|copyright|©|protected by|\bguest\b", re.I)
 
 
-def furniture_of(pages: Sequence[Sequence[Box]], heights: Sequence[int], slips: Sequence[bool]) -> list[dict[int, Role]]:
+def furniture_of(
+    pages: Sequence[Sequence[Box]], heights: Sequence[int], slips: Sequence[bool]
+) -> list[dict[int, Role]]:
     """For each page, the roles of its furniture by the index of its box.
 
     `heights` are the pages' heights in pixels; `slips` says which pages are receipts or the like, whose first and last
@@ -161,8 +165,10 @@ def _by_distance(row: Row, inner: Row, role: Role, sheet: _Sheet, numbered: bool
     head = role is Role.PAGE_HEADER
     at_edge = row.y < 0.1 * sheet.height if head else row.y > 0.92 * sheet.height
     clear = abs(inner.y - row.y) > 1.6 * sheet.pitch and row.height < 1.25 * sheet.unit
-    if not (sheet.dense and at_edge and clear) or len(text) > 80 or _SENTENCE.search(text) or _DATE.search(text):
+    if not (sheet.dense and at_edge and clear) or len(text) > 80:
         return False
+    if re.search(r"[.:;,]$", text) or _DATE.search(text) or (not head and re.match(r"[\d*†‡]", text)):
+        return False  # a sentence, a letter's date, a footnote
     corners = len(row.boxes) > 1 and row.x1 - row.x0 > 0.5 * (sheet.right - sheet.left)
     goes_on = head and inner.boxes[0].text[:1].islower()
     return numbered or corners or goes_on or row.height < 0.8 * sheet.unit

@@ -48,6 +48,11 @@ class Box:
         return len(self.text) + len(WIDE.findall(self.text))
 
     @property
+    def advance(self) -> float:
+        """Pixels of a half-width character."""
+        return self.width / max(1, self.letters)
+
+    @property
     def numeric(self) -> bool:
         return is_numeric(self.text)
 
@@ -71,6 +76,11 @@ def boxes_of(page: Page) -> list[Box]:
         turned = [(x * cosine - y * sine, x * sine + y * cosine) for x, y in quad]
         boxes.append(_box(line, turned))
     return _with_initials(boxes)
+
+
+def advance_of(boxes: Sequence[Box]) -> float:
+    """The width of a half-width character in the page's plain text, in pixels."""
+    return median([box.advance for box in boxes if box.upright and box.letters > 5] or [1.0])
 
 
 def unit_of(boxes: Iterable[Box]) -> float:
@@ -105,18 +115,12 @@ class Row:
         return (self.x0 + self.x1) / 2
 
     @property
+    def advance(self) -> float:
+        return sum(box.width for box in self.boxes) / max(1, self.letters)
+
+    @property
     def letters(self) -> int:
         return sum(box.letters for box in self.boxes)
-
-    def cells(self, gap: float) -> list[tuple[Box, ...]]:
-        """The boxes, those kept together that are nearer to each other than `gap` pixels."""
-        cells: list[list[Box]] = []
-        for box in self.boxes:
-            if cells and box.x0 - cells[-1][-1].x1 < gap:
-                cells[-1].append(box)
-            else:
-                cells.append([box])
-        return [tuple(cell) for cell in cells]
 
 
 def rows_of(boxes: Sequence[Box]) -> list[Row]:

@@ -104,7 +104,7 @@ def _cells(row: Row, unit: float) -> list[tuple[Box, ...]]:
             cells.append((box,))
             continue
         gap = box.x0 - before.x1
-        if _CURRENCY.fullmatch(before.text.strip()) and box.numeric or box.text.strip() in ("%", ")", ")%"):
+        if (_CURRENCY.fullmatch(before.text.strip()) and box.numeric) or box.text.strip() in ("%", ")", ")%"):
             together = True
         elif _CURRENCY.fullmatch(box.text.strip()) and before.numeric:
             together = False
@@ -188,7 +188,9 @@ def _place(cells: Sequence[tuple[Box, ...]], edges: Sequence[tuple[float, float]
     placed: list[Cell] = []
     for boxes in cells:
         x0, x1 = boxes[0].x0, max(box.x1 for box in boxes)
-        over = [n for n, (start, end) in enumerate(edges) if min(x1, end) - max(x0, start) > 0.3 * min(x1 - x0, end - start)]
+        over = [
+            n for n, (start, end) in enumerate(edges) if min(x1, end) - max(x0, start) > 0.3 * min(x1 - x0, end - start)
+        ]
         if not over:
             centre = (x0 + x1) / 2
             over = [min(range(len(edges)), key=lambda n: max(edges[n][0] - centre, centre - edges[n][1]))]

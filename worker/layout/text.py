@@ -13,12 +13,15 @@ _WORD = re.compile(r"[^\W\d_]+(?:[-\u2010'’][^\W\d_]+)*")
 _BROKEN = re.compile(rf"([^\W\d_]+(?:[-'’][^\W\d_]+)*)[{_HYPHENS}]$")
 _CONTINUES = re.compile(r"[^\W\d_]+")
 # Words that, before a hyphen at a line's end, are rather a compound's first part than a broken word's.
-_COMPOUND = frozenset(
-    "self well ex half cross one two three four five six seven eight nine ten twenty thirty forty fifty sixty seventy "
-    "eighty ninety high low long short full part so all ever ill much".split()
+_COMPOUND = re.compile(
+    r"self|well|ex|half|cross|one|two|three|four|five|six|seven|eight|nine|ten|twenty|thirty|forty|fifty|sixty|seventy|"
+    r"eighty|ninety|high|low|long|short|full|part|so|all|ever|ill|much"
 )
 _BLOCK = re.compile(r"(?:#{1,6}(?=\s|$)|>|={2,}\s*$|-{2,}\s*$|(?:[-_*]\s*){3,}$|```|~~~)")
-_EMPHASIS = re.compile(r"(?<![\\*\w])(\*{1,3})(?=[^\s*])([^*\n]*[^\s*])\1(?!\*)|(?<![\\\w_])(_{1,3})(?=[^\s_])([^_\n]*[^\s_])\3(?![\w_])")
+_EMPHASIS = re.compile(
+    r"(?<![\\*\w])(\*{1,3})(?=[^\s*])([^*\n]*[^\s*])\1(?!\*)"
+    r"|(?<![\\\w_])(_{1,3})(?=[^\s_])([^_\n]*[^\s_])\3(?![\w_])"
+)
 _TAG = re.compile(r"<(?=[A-Za-z/!?])")
 
 
@@ -43,7 +46,7 @@ class Vocabulary:
             return False
         if first + second in self._words:
             return True
-        if f"{first}-{second}" in self._words or "-" in head or len(head) == 1 or first in _COMPOUND:
+        if f"{first}-{second}" in self._words or "-" in head or len(head) == 1 or _COMPOUND.fullmatch(first):
             return False
         return not (len(second) > 3 and first in self._words and second in self._words)
 
