@@ -20,7 +20,8 @@ from worker.contract import Options, RunPaths
 from worker.storage import open_storage, path_uri
 from pathlib import Path
 plan = make_plan(read_keys_file(sys.argv[1]), Sharding(1000))
-write_plan(open_storage(), RunPaths(path_uri(Path(sys.argv[2]))), plan, describe_run(plan, "x", "rapidocr", Options(), {}))
+run = describe_run(plan, "x", "rapidocr", Options(), {})
+write_plan(open_storage(), RunPaths(path_uri(Path(sys.argv[2]))), plan, run)
 """
 
 

@@ -22,7 +22,7 @@ ROWS = 1_000  # of a row group of results.parquet
 
 
 def collect(folder: RunFolder, on_document: Callable[[Document], None] = lambda document: None) -> Summary:
-    """Writes the files above and returns the summary. `on_document` sees every document, as they come in the results."""
+    """Writes the files above and returns the summary. `on_document` sees every document, in the results' order."""
     import pyarrow as pa
     import pyarrow.parquet
 

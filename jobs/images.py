@@ -35,7 +35,8 @@ class PageImages:
                 for page in self._decoder.pages(str(fetched.path), ",".join(map(str, sorted(numbers)))):
                     if not isinstance(page, BadPage):
                         number = page.image.number
-                        upright = np.rot90(page.image.pixels, -rotations.get(number, 0) // 90)  # rot90 turns the other way
+                        turns = -rotations.get(number, 0) // 90  # rot90 turns counterclockwise
+                        upright = np.rot90(page.image.pixels, turns)
                         missing.discard(number)
                         yield number, thumbnail(np.ascontiguousarray(upright), LONGEST_SIDE)
             finally:

@@ -62,7 +62,7 @@ def check_out(storage: Storage, out: str) -> None:
     """Raises: UsageError where something is already, where a new run is to go."""
     if storage.exists(RunPaths(out).run):
         raise UsageError(
-            f"{shown(out)} already holds a run: `pagefleet resume {shown(out)}` goes on with it, or choose another --out"
+            f"{shown(out)} already holds a run: go on with `pagefleet resume {shown(out)}`, or choose another --out"
         )
     if out.startswith("file://"):
         path = uri_path(out)

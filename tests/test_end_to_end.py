@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-
 from jobs import open_run
 from tests import corpus
 from tests.conftest import RunOnDisk, draw, worker_environment

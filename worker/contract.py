@@ -262,7 +262,7 @@ class RunPaths:
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of the records in a run's folder; `docs/schema.json` holds it."""
-    records = [Run, Task, Result, Failure, Receipt, Marker]
+    records: list[type[BaseModel]] = [Run, Task, Result, Failure, Receipt, Marker]
     _, schema = models_json_schema([(record, "serialization") for record in records], title="Pagefleet run folder")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

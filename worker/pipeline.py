@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import tempfile
 import threading
 import time
 import traceback
@@ -20,7 +21,7 @@ from typing import Literal, Protocol
 
 from worker import layout
 from worker.contract import Failure, FailureCode, Meta, Options, Page, Receipt, Result, Task
-from worker.decode import BadPage, DecodedPage, Decoder
+from worker.decode import BadPage, Decoder
 from worker.engines import Engine, PageImage, PageText
 from worker.errors import DocumentError, TryAgain
 from worker.marker import InFlight
@@ -105,8 +106,11 @@ class Pipeline:
         source = _Locked(tasks)
         decoders = min(DECODERS, self._job.settings.threads)
         try:
-            with ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as self._writers:
-                fetching = self._start(FETCHERS, "fetch", lambda: self._fetch(source))
+            with (
+                tempfile.TemporaryDirectory(prefix="pagefleet-", dir=self._job.settings.scratch) as scratch,
+                ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as self._writers,
+            ):
+                fetching = self._start(FETCHERS, "fetch", lambda: self._fetch(source, Path(scratch)))
                 decoding = self._start(decoders, "decode", self._decode)
                 reading = self._start(self._job.engine.concurrency, "engine", self._read)
                 self._join(fetching)
@@ -124,7 +128,7 @@ class Pipeline:
 
     # ---- stages, each the body of its threads
 
-    def _fetch(self, source: Iterator[Task]) -> None:
+    def _fetch(self, source: Iterator[Task], scratch: Path) -> None:
         while not self._stopping:
             if not self._room.acquire(timeout=0.2):
                 continue
@@ -139,8 +143,7 @@ class Pipeline:
                     continue
                 if self._job.in_flight:
                     self._job.in_flight.add(task.key)
-                folder = Path(self._job.settings.scratch or "/tmp")
-                document.fetched = self._job.storage.fetch(task.uri, folder)
+                document.fetched = self._job.storage.fetch(task.uri, scratch)
             except DocumentError as error:
                 self._end(document, error)
             except BaseException:

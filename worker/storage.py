@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import stat
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -165,9 +166,11 @@ class LocalStorage:
 
     def fetch(self, uri: str, folder: Path) -> Fetched:
         path = uri_path(uri)
-        # Opened to tell a missing or forbidden file before a decoder is bothered.
-        with _file_errors(uri), open(path, "rb") as file:
-            status = os.fstat(file.fileno())
+        with _file_errors(uri):
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
+                raise NotFound(uri, " as a regular file")
+            open(path, "rb").close()  # tells a forbidden one before a decoder is bothered
         return Fetched(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", temporary=False)
 
     def exists(self, uri: str) -> bool:

@@ -105,7 +105,8 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_what_is_not_a_file_is_not_found(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
-    for name in ("folder", "loop", "x" * 300, "folder/../folder"):
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("folder", "loop", "x" * 300, "folder/../folder", "fifo"):
         with pytest.raises(NotFound):
             LocalStorage().fetch(path_uri(tmp_path) + "/" + name, tmp_path)
 

@@ -114,7 +114,7 @@ def check_engine(name: str) -> None:
             raise BadRequest(f"engine {name} needs {', '.join(missing)}: {ENGINES[name].install}")
     elif ":" not in name or importlib.util.find_spec(name.partition(":")[0].partition(".")[0]) is None:
         raise BadRequest(
-            f"unknown engine {name!r}: there is {', '.join(sorted(ENGINES))}, or an engine of your own as package.module:Class"
+            f"unknown engine {name!r}: there is {', '.join(sorted(ENGINES))}, or your own as package.module:Class"
         )
 
 
