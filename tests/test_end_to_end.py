@@ -54,7 +54,7 @@ def test_a_decoder_that_dies_hangs_or_eats_memory_costs_that_document(tmp_path: 
         tasks.append(Task(uri=path_uri(tmp_path / name), name=name))
         picture = draw(tmp_path / f"after-{name}.png")
         tasks.append(Task(uri=path_uri(picture), name=picture.name))
-    options = Options(page_timeout=1.0, decode_memory=512)
+    options = Options(page_timeout=2.5, decode_memory=512)
     run = RunOnDisk(tmp_path / "run", [tasks], options=options)
     done = run.work(PAGEFLEET_DECODER="tests.worker.faulty_decoder")
     assert done.returncode == ExitCode.OK, done.stderr
