@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
+from itertools import accumulate
 from statistics import median
 
 from worker.layout.geometry import Box
@@ -116,7 +117,7 @@ def _is_columns(left: Sequence[Box], right: Sequence[Box]) -> bool:
         return False
     if min(_beside(left, right), _beside(right, left)) < 3:
         return False
-    letters = min(median(box.letters for box in left), median(box.letters for box in right))
+    letters = min(_usual_letters(left), _usual_letters(right))
     full = min(_fullness(side, max(b.x1 for b in side) - min(b.x0 for b in side)) for side in (left, right))
     if letters >= 14 and full >= 0.5:
         return True
@@ -157,9 +158,17 @@ def _usual_width(boxes: Sequence[Box]) -> float:
     return sorted(box.width for box in boxes)[int(0.9 * (len(boxes) - 1))]
 
 
+def _usual_letters(boxes: Sequence[Box]) -> int:
+    """How long the line is in which the middle one of all letters stands: a small table among the text counts little."""
+    lengths = sorted(box.letters for box in boxes)
+    half = sum(lengths) / 2
+    return next((length for length, upto in zip(lengths, accumulate(lengths), strict=True) if upto >= half), 0)
+
+
 def _fullness(boxes: Sequence[Box], width: float) -> float:
-    """The share of lines that reach over most of a column's width."""
-    return sum(box.width > 0.75 * width for box in boxes) / len(boxes)
+    """The share of lines, by their letters, that reach over most of a column's width."""
+    letters = sum(box.letters for box in boxes)
+    return sum(box.letters for box in boxes if box.width > 0.75 * width) / letters if letters else 0.0
 
 
 def _aligned(left: Sequence[Box], right: Sequence[Box]) -> float:
