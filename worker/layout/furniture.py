@@ -82,7 +82,7 @@ def _repeated(pages: Sequence[Sequence[Box]], heights: Sequence[int]) -> list[di
 
 
 def _outermost(boxes: Sequence[Box], repeated: dict[int, Role], index: dict[int, int]) -> dict[int, Role]:
-    """Of the repeated lines those in a page's outer rows, clear of the text: a form's labels repeat all over its pages."""
+    """Of the repeated lines those in a page's outer rows, clear of the text: a form's labels repeat all over it."""
     upright = [box for box in boxes if box.upright]
     found = {n: role for n, role in repeated.items() if not boxes[n].upright}
     if len(found) == len(repeated):

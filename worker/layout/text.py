@@ -17,6 +17,7 @@ _COMPOUND = re.compile(
     r"self|well|ex|half|cross|one|two|three|four|five|six|seven|eight|nine|ten|twenty|thirty|forty|fifty|sixty|seventy|"
     r"eighty|ninety|high|low|long|short|full|part|so|all|ever|ill|much"
 )
+_NUMBERS = ("six", "seven", "nine")
 _BLOCK = re.compile(r"(?:#{1,6}(?=\s|$)|>|={2,}\s*$|-{2,}\s*$|(?:[-_*]\s*){3,}$|```|~~~)")
 _EMPHASIS = re.compile(
     r"(?<![\\*\w])(\*{1,3})(?=[^\s*])([^*\n]*[^\s*])\1(?!\*)"
@@ -45,6 +46,8 @@ class Vocabulary:
         if not tail[:1].islower():
             return False
         if first + second in self._words:
+            return True
+        if first in _NUMBERS and second in ("teen", "ty"):
             return True
         if f"{first}-{second}" in self._words or "-" in head or len(head) == 1 or _COMPOUND.fullmatch(first):
             return False
