@@ -25,7 +25,7 @@ def main() -> int:
     try:
         return _run(Settings.from_environment(os.environ))
     except WorkerError as error:
-        log.error("%s", error, exc_info=error.exit_code is ExitCode.CRASHED)
+        log.error("%s", error)
         return error.exit_code
     except DocumentError as error:  # storage refuses the run's own files, not a document
         log.error("%s", error.message)

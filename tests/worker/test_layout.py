@@ -146,6 +146,7 @@ def test_fragments_of_a_row_are_put_together() -> None:
     ("first", "second", "elsewhere", "expected"),
     [
         ("all the inter-", "national treaties", "", "all the international treaties"),
+        ("some six-", "teen boats", "", "some sixteen boats"),
         ("a well-", "known harbour", "", "a well-known harbour"),
         ("a long-", "lived bird", "a long-lived bird flew", "a long-lived bird"),
         ("the light-", "house keeper", "our lighthouse stood here", "the lighthouse keeper"),

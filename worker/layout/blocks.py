@@ -184,7 +184,7 @@ def _paragraphs(chunk: Sequence[Row], edge: float, listed: set[int], style: Styl
         broken = room > word + (8 if goes_on else 1.2) * style.unit
         item = _is_item(text, chunk, listed)
         if hanging:
-            begins = row.x0 < chunk[0].x0 + 0.6 * style.unit
+            begins = row.x0 < groups[-1][0].x0 + 0.6 * style.unit
         else:
             begins = _indented(groups[-1], row, below, style.unit) or (broken and not _hyphenated(above))
             begins = begins or _is_label(above, row, below, edge)
@@ -249,7 +249,7 @@ def _hanging(chunk: Sequence[Row], unit: float) -> bool:
 
 
 def _listed(chunks: Sequence[Sequence[Row]], chunk: Sequence[Row]) -> set[int]:
-    """Numbers at the rows' starts of a list: those that follow one another in a chunk, or from one short one to another."""
+    """Numbers of a list's items: those that follow one another in a chunk, or from one short chunk to the next."""
     near = [chunk] if len(chunk) > 3 else [each for each in chunks if each is chunk or len(each) <= 3]
     rows = [row for each in near for row in each]
     numbers = {int(match.group(1)) for row in rows if (match := _NUMBERED.match(row_text(row)))}
