@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.results import Document, RunFolder
 from jobs.summary import Summary, Tally
 from worker.contract import Receipt, Result, Task
+from worker.storage import file_errors
 
 if TYPE_CHECKING:
     import pyarrow
@@ -30,7 +31,7 @@ def collect(folder: RunFolder, on_document: Callable[[Document], None] = lambda 
     tally = Tally()
     troubled: list[Document] = []
     troubles = 0
-    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
+    with file_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
         lines_path, table_path = Path(scratch, "results.jsonl"), Path(scratch, "results.parquet")
         with open(lines_path, "w", encoding="utf-8") as lines, pa.parquet.ParquetWriter(table_path, _schema()) as table:
             rows: list[dict[str, Any]] = []

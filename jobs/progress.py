@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -66,7 +67,7 @@ class Progress:
         self._show()
 
     def log(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True, style="dim")
+        self._print(line)
 
     @property
     def pages(self) -> int:
@@ -99,4 +100,8 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=self.share, note=self.note)
         elif self._clock() - self._last_line >= PLAIN_SECONDS:
             self._last_line = self._clock()
-            self._console.print(self.note, markup=False, highlight=False, soft_wrap=True)
+            self._print(self.note)
+
+    def _print(self, line: str) -> None:
+        with suppress(OSError, SystemExit):  # rich ends the thread when nobody reads any more; the run goes on
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -266,24 +266,6 @@ class Pipeline:
         if job.in_flight:
             job.in_flight.remove(task.key)
 
-    def _write(self, document: _Document) -> None:
-        job = self._job
-        try:
-            outcome = document.outcome()
-        except Exception as error:  # the task boundary, as above
-            document.fail(FailureCode.ENGINE_ERROR, error)
-            outcome = document.outcome()
-        place = job.places.result if isinstance(outcome, Result) else job.places.failure
-        text = job.places.text(document.task) if isinstance(outcome, Result) else None
-        if text is not None and isinstance(outcome, Result):  # before the result, whose presence means "done"
-            job.storage.write(text, (outcome.extracted_markdown.rstrip("\n") + "\n").encode())
-        job.storage.write(place(document.task), outcome.to_json().encode())
-        if isinstance(outcome, Result) and job.settings.retry_failed:
-            job.storage.delete(job.places.failure(document.task))
-        job.receipts.add(document.receipt(outcome))
-        if job.in_flight:
-            job.in_flight.remove(document.task.key)
-
     # ---- what the stages share
 
     @property
