@@ -20,6 +20,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -92,7 +93,61 @@ def our_engine(images: Sequence[Path], threads: int) -> Leg:
         return _measure(images, read, pool.map)
 
 
-LEGS: dict[str, Callable[[Sequence[Path], int], Leg]] = {"default": default_loop, "engine": our_engine}
+def worker(images: Sequence[Path], threads: int) -> Leg:
+    """One worker from files to files: decoding in child processes, layout, results, markdown, receipts, marker."""
+    from jobs.plan import Sharding, describe_run, make_plan, write_plan
+    from worker.contract import Marker, Options, Result, RunPaths
+    from worker.engines import EngineSettings
+    from worker.engines.rapidocr import RapidOcrEngine
+    from worker.marker import InFlight
+    from worker.outcomes import RunPlaces
+    from worker.pipeline import Job, Pipeline
+    from worker.receipts import ReceiptLog
+    from worker.settings import Settings
+    from worker.storage import open_storage, path_uri
+
+    engine = RapidOcrEngine(EngineSettings(threads=threads))
+    settings, options, storage = Settings(threads=threads), Options(), open_storage()
+
+    def read_all(paths: Sequence[Path], folder: Path) -> tuple[float, float, list[str]]:
+        where = RunPaths(path_uri(folder))
+        plan = make_plan(map(path_uri, paths), Sharding(1))
+        write_plan(storage, where, plan, describe_run(plan, "benchmark", "rapidocr", options, {}))
+        receipts = ReceiptLog(storage, where.receipts(0, 1), progress_seconds=1e9)
+        in_flight = InFlight(storage, where.marker(0), Marker(attempt=1))
+        tasks = list(plan.shard(0))
+        job = Job(settings, options, engine, "rapidocr", storage, RunPlaces(where), receipts, in_flight)
+        started, cpu_started = time.perf_counter(), _cpu_with_children()
+        Pipeline(job).run(tasks)
+        receipts.flush()
+        in_flight.clear()
+        seconds, cpu = time.perf_counter() - started, _cpu_with_children() - cpu_started
+        results = (Result.model_validate_json(storage.read(where.result(task))) for task in tasks)
+        lines = ([line for page in result.pages for line in page.lines] for result in results)
+        return (
+            seconds,
+            cpu,
+            [_flow([(line.text, [list(p) for p in line.polygon or []]) for line in each]) for each in lines],
+        )
+
+    with tempfile.TemporaryDirectory() as scratch:
+        read_all(images[:1], Path(scratch, "first"))
+        seconds, cpu, texts = read_all(images, Path(scratch, "all"))
+    peak = sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // 1024
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_mib": peak, "texts": texts}
+
+
+def _cpu_with_children() -> float:
+    """Of children, those that have ended: decoders have when the pipeline returns."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+LEGS: dict[str, Callable[[Sequence[Path], int], Leg]] = {
+    "default": default_loop,
+    "engine": our_engine,
+    "worker": worker,
+}
 
 
 def _measure(images: Sequence[Path], read: Callable[[Path], list[Box]], apply: Callable[..., Iterable[Any]]) -> Leg:

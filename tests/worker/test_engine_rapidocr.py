@@ -123,14 +123,6 @@ def test_a_lone_line_without_margins_is_found(engine: RapidOcrEngine) -> None:
     assert all(0 <= x < 570 and 0 <= y < 50 for line in text.lines for x, y in line.polygon or [])
 
 
-def test_a_page_that_fails_leaves_the_others_unharmed(engine: RapidOcrEngine) -> None:
-    broken = PageImage(1, np.zeros((60, 60, 1), dtype=np.uint8))
-    failed, text = engine.read([broken, page(type_lines(LETTER[:1]), 2)])
-    assert failed.error
-    assert not failed.lines
-    assert squeezed(texts(text)) == squeezed(LETTER[:1])
-
-
 def test_threads_read_the_same_as_one_after_another(engine: RapidOcrEngine) -> None:
     pages = [page(type_lines([LETTER[index % 4], f"page {index}"], (400 + 60 * index, 200))) for index in range(4)]
     alone = [engine.read([each])[0] for each in pages]

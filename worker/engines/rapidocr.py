@@ -94,7 +94,7 @@ class RapidOcrEngine:
         self._characters = ["", *runtime.metadata(recogniser, "character").splitlines(), " "]  # 0 is CTC's blank
 
     def read(self, pages: Sequence[PageImage]) -> list[PageText]:
-        """One PageText per page; what goes wrong with a page becomes its `error`. May run in several threads."""
+        """One PageText per page. May run in several threads; gets one page a call, so that what it raises costs one."""
         return [self._read_page(page) for page in pages]
 
     def close(self) -> None:
@@ -103,15 +103,12 @@ class RapidOcrEngine:
     def _read_page(self, page: PageImage) -> PageText:
         import numpy as np
 
-        try:
-            pixels = page.pixels
+        pixels = page.pixels
+        boxes, readings, crops = self._lines(pixels)
+        rotation = self._rotation(boxes, readings, crops)
+        if rotation:
+            pixels = np.ascontiguousarray(np.rot90(pixels, -rotation // 90))
             boxes, readings, crops = self._lines(pixels)
-            rotation = self._rotation(boxes, readings, crops)
-            if rotation:
-                pixels = np.ascontiguousarray(np.rot90(pixels, -rotation // 90))
-                boxes, readings, crops = self._lines(pixels)
-        except Exception as error:  # the page's boundary: the other pages of the call are unharmed
-            return PageText(page.width, page.height, error=f"{type(error).__name__}: {error}")
         lines = [
             Line(text=text, confidence=round(score, 4), polygon=[(int(x), int(y)) for x, y in box])
             for box, (text, score) in zip(boxes, readings, strict=True)
