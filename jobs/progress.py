@@ -40,8 +40,11 @@ class Progress:
         if self._console.is_terminal:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
+            from rich.table import Column
 
-            self._bar = Bar(BarColumn(), TextColumn("{task.fields[note]}"), console=self._console, transient=True)
+            note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True))
+            rest = BarColumn(bar_width=None, table_column=Column(ratio=1))  # what the note leaves of the line
+            self._bar = Bar(note, rest, console=self._console, transient=True, expand=True)
             self._bar.add_task("", total=1.0, note="starting")
             self._bar.start()
         return self
