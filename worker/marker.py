@@ -52,8 +52,11 @@ class InFlight:
                 return
             try:
                 self._write([])
-            except (TryAgain, DocumentError):  # a full disk lets nothing be written, but deleted
-                self._storage.delete(self._uri)
+            except (TryAgain, DocumentError) as error:
+                try:
+                    self._storage.delete(self._uri)  # a full disk lets nothing be written, but deleted
+                except (TryAgain, DocumentError):
+                    raise error from None
 
     def _write(self, tasks: list[str]) -> None:
         self._storage.write(self._uri, self._marker.model_copy(update={"in_flight": tasks}).to_json().encode())
