@@ -79,7 +79,12 @@ def find_inputs(
                 yield uri
 
 
-def read_keys_file(path: str) -> Iterator[str]:
+def find_below(storage: Storage, prefix: str, warnings: list[str]) -> Iterator[str]:
+    """The URIs of all documents that begin with an `s3://` prefix, which need not end at a slash."""
+    yield from _documents(((entry.uri, entry.uri) for entry in storage.list(prefix)), prefix, warnings)
+
+
+def read_keys_file(path: str, resolve: Callable[[str], str] = to_uri) -> Iterator[str]:
     """The URIs of a key list: one key, URI or path a line; blank lines are passed over, nothing is trimmed.
 
     Raises: UsageError where the file can't be read or is not UTF-8.
@@ -89,7 +94,7 @@ def read_keys_file(path: str) -> Iterator[str]:
             for line in lines:
                 key = line.rstrip("\r\n")
                 if key.strip():
-                    yield to_uri(key)
+                    yield resolve(key)
     except OSError as error:
         raise UsageError(f"cannot read the key list {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
