@@ -26,7 +26,7 @@ _REASONS = {
         "the compute environment's maximum of vCPUs is below what one job asks for: raise it and `pulumi up`"
     ),
     "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT": (
-        "no instance type offered has the vCPUs, memory and GPUs that the job asks for: offer larger ones and `pulumi up`"
+        "no instance type offered has the vCPUs, memory and GPUs that the job asks for: offer larger ones, `pulumi up`"
     ),
     "MISCONFIGURATION:EC2_INSTANCE_CONFIGURATION_UNSUPPORTED": (
         "the launch template or image does not go with the instance types: correct it and `pulumi up`"

@@ -244,6 +244,7 @@ def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, 
     from jobs.local import shown
 
     files = ["results.jsonl", "results.parquet", "summary.md", *(["report.html"] if report else [])]
+    files = [name for name in files if folder.storage.exists(folder.paths.file(name))]
     if as_json:
         where = {name.replace(".", "_"): folder.paths.file(name) for name in files}
         click.echo(_json(summary.model_dump(mode="json") | {"files": where}))

@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from jobs.stack import Stack
     from jobs.watch import Snapshot
 
-READING = (  # options that `submit` has in common with `run`, and takes from it
-    "keys_file engine engine_options lang pages pages_per_task dpi max_pixels longest_side keep_furniture shards dry_run"
-).split()
+# Options that `submit` has in common with `run`, and takes from it.
+READING = ("keys_file", "engine", "engine_options", "lang", "pages", "pages_per_task", "dpi", "max_pixels")
+READING += ("longest_side", "keep_furniture", "shards", "dry_run")
 
 stack_option = click.option(
     "--stack", default="dev", show_default=True, envvar="PAGEFLEET_STACK", help="A deployed stack.  [$PAGEFLEET_STACK]"
