@@ -223,7 +223,8 @@ def format_cost(cost: dict[str, Any]) -> str:
     """ "$0.12 ($1.20 per 1,000 pages; Spot price history)", of a `Summary.cost`."""
     per_page = cost.get("usd_per_1000_pages")
     notes = [*([f"{format_usd(per_page)} per 1,000 pages"] if per_page is not None else []), cost.get("prices", "")]
-    return f"{format_usd(cost['usd'])} ({'; '.join(note for note in notes if note)})"
+    told = "; ".join(note for note in notes if note)
+    return format_usd(cost["usd"]) + (f" ({told})" if told else "")
 
 
 def format_usd(usd: float) -> str:

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from jobs.watch import Snapshot
 
 # Options that `submit` has in common with `run`, and takes from it.
-READING = ("keys_file", "engine", "engine_options", "lang", "pages", "pages_per_task", "dpi", "max_pixels")
-READING += ("longest_side", "keep_furniture", "shards", "dry_run")
+READING = (
+    *("keys_file", "engine", "engine_options", "lang", "pages", "pages_per_task"),
+    *("dpi", "max_pixels", "longest_side", "keep_furniture", "shards", "dry_run"),
+)
 
 stack_option = click.option(
     "--stack", default="dev", show_default=True, envvar="PAGEFLEET_STACK", help="A deployed stack.  [$PAGEFLEET_STACK]"

@@ -90,6 +90,8 @@ def test_forty_awkward_keys_are_read_by_an_array_whose_children_are_killed(
     assert "| cost | " in (tmp_path / "out/summary.md").read_text()
     assert "<dt>cost</dt>" in (tmp_path / "out/report.html").read_text()
     assert (tmp_path / "out/results.jsonl").read_text().count("\n") == 40
+    next_one = pagefleet("submit", "--prefix", "s3://inputs/inbox", "--dry-run", *COLOUR)
+    assert "(run forty)" in next_one.stdout  # its rate was measured
 
 
 def test_one_shard_is_a_plain_job(deployed: Deployed, tmp_path: Path) -> None:
