@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV_VERSION := 0.13.8
 
 # Wheels only: building a source package would fetch build tools that no lock names.
-INSTALL := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install
 LOCKED := $(INSTALL) --require-hashes --only-binary :all: -r requirements/build.txt
 PROJECT := $(INSTALL) --no-index --no-deps --no-build-isolation --editable .
 COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \

@@ -3,8 +3,8 @@
     python benchmarks/quality.py DATA_FOLDER [--cache FOLDER] [--failures]
 
 DATA_FOLDER holds `receipts/NAME.jpg` beside `NAME.csv` (x1,y1,…,x4,y4,text: the form of ICDAR 2019 SROIE) and
-`pdfs/*.pdf` with `tests.jsonl` (the form of olmOCR-bench). Prints the engine's lines in its own order, what
-`worker.layout` makes of them, and tesseract where it is installed.
+`pdfs/*.pdf` with `tests.jsonl` (the form of olmOCR-bench). Compares RapidOCR's lines with its defaults, in its order,
+what our engine and `worker.layout` make of the same pages, and tesseract where it is installed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 
-from worker.contract import Page
+from worker.contract import Line, Page
 from worker.engines import EngineSettings, PageImage
 from worker.engines.rapidocr import RapidOcrEngine
 from worker.layout import compose
@@ -47,31 +47,32 @@ def main() -> None:
     pdfs = sorted((options.data / "pdfs").glob("*.pdf"))
     tests = [json.loads(row) for row in (options.data / "pdfs" / "tests.jsonl").read_text().splitlines() if row.strip()]
 
-    read = _read([*receipts, *pdfs], options.cache)
+    documents = [*receipts, *pdfs]
+    plain = _read("rapidocr", _rapidocr, documents, options.cache)
+    ours = _read("pagefleet", _pagefleet, documents, options.cache)
     systems: dict[str, Texts] = {
-        "engine's own order": {
-            name: "\n".join(line.text for page in pages for line in page.lines) for name, pages in read.items()
+        "RapidOCR, lines in its order": {name: _in_order(pages) for name, pages in plain.items()},
+        "pagefleet, lines": {name: _in_order(compose(pages)) for name, pages in ours.items()},
+        "pagefleet, markdown": {
+            name: "\n".join(page.markdown for page in compose(pages)) for name, pages in ours.items()
         },
-        "pagefleet": {name: "\n".join(page.markdown for page in compose(pages)) for name, pages in read.items()},
     }
     if shutil.which("tesseract"):
-        systems["tesseract"] = {path.name: _tesseract(path) for path in [*receipts, *pdfs]}
+        systems["tesseract"] = {path.name: _tesseract(path) for path in documents}
 
     truths = {
         path.name: path.with_suffix(".csv").read_text(encoding="utf-8-sig", errors="replace") for path in receipts
     }
-    print(
-        f"Receipts: {len(receipts)} documents, F1\n\n| | words | mean of documents | as split at spaces |\n|{' --- |' * 4}"
-    )
+    print(f"Receipts: {len(receipts)} documents, F1\n\n| | words | mean of documents | as split at spaces |")
+    print("| --- | --- | --- | --- |")
     for name, texts in systems.items():
         pairs = [(truth_of(truths[key]), texts[key]) for key in truths]
         micro, mean = f1(pairs, words)
         print(f"| {name} | {micro:.4f} | {mean:.4f} | {f1(pairs, str.split)[0]:.4f} |")
 
     kinds = sorted({test["type"] for test in tests})
-    print(
-        f"\nPDFs: {len(tests)} tests, passed\n\n| | all | {' | '.join(kinds)} |\n| --- |{' --- |' * (len(kinds) + 1)}"
-    )
+    print(f"\nPDFs: {len(tests)} tests, passed\n\n| | all | {' | '.join(kinds)} |")
+    print("| --- |" + " --- |" * (len(kinds) + 1))
     failures: list[str] = []
     for name, texts in systems.items():
         passed: Counter[str] = Counter()
@@ -101,7 +102,7 @@ def words(text: str) -> list[str]:
 
 
 def f1(pairs: Sequence[tuple[str, str]], cut: Callable[[str], list[str]]) -> tuple[float, float]:
-    """F1 of words as bags, of (truth, text): over all words, and as the documents' mean. `cut` makes words of a text."""
+    """F1 of words as bags, of (truth, text): over all words, and the documents' mean. `cut` makes words of a text."""
     counts = []
     for truth, text in pairs:
         expected, found = Counter(cut(truth)), Counter(cut(text))
@@ -361,31 +362,58 @@ class _TableReader(HTMLParser):
 # Reading
 
 
-def _read(paths: Sequence[Path], cache: Path | None) -> dict[str, list[Page]]:
-    """Each document's pages as the engine read them, lines in its own order."""
+def _read(
+    name: str, build: Callable[[], Callable[[Path], list[Page]]], paths: Sequence[Path], cache: Path | None
+) -> dict[str, list[Page]]:
+    """Each document's pages, lines in the engine's own order, from the cache's folder `name` where it has them."""
     read: dict[str, list[Page]] = {}
-    engine: Callable[[Path], list[Page]] | None = None
+    reader: Callable[[Path], list[Page]] | None = None
     for path in paths:
-        kept = cache / f"{path.name}.json" if cache else None
+        kept = cache / name / f"{path.name}.json" if cache else None
         if kept is not None and kept.exists():
             read[path.name] = [Page.model_validate(page) for page in json.loads(kept.read_text())]
             continue
-        engine = engine or _engine()
-        read[path.name] = engine(path)
+        reader = reader or build()
+        read[path.name] = reader(path)
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps([page.model_dump(mode="json", exclude_none=True) for page in read[path.name]]))
     return read
 
 
-def _engine() -> Callable[[Path], list[Page]]:
+def _in_order(pages: Sequence[Page]) -> str:
+    return "\n".join(line.text for page in pages for line in page.lines)
+
+
+def _rapidocr() -> Callable[[Path], list[Page]]:
+    from rapidocr import RapidOCR
+    from rapidocr.utils.output import RapidOCROutput
+
+    engine = RapidOCR()
+
+    def read(path: Path) -> list[Page]:
+        pages = []
+        for number, image in enumerate(_images(path), 1):
+            found = engine(np.asarray(image)[:, :, ::-1])  # it takes blue, green, red
+            assert isinstance(found, RapidOCROutput)
+            lines = [Line(text=text) for text in found.txts or ()]
+            status: Literal["ok", "blank"] = "ok" if lines else "blank"
+            pages.append(Page(number=number, width=image.width, height=image.height, status=status, lines=lines))
+        return pages
+
+    return read
+
+
+def _pagefleet() -> Callable[[Path], list[Page]]:
     engine = RapidOcrEngine(EngineSettings(threads=os.cpu_count() or 1))
 
     def read(path: Path) -> list[Page]:
         pages = []
         for number, image in enumerate(_images(path), 1):
-            (text,) = engine.read([PageImage(number, np.ascontiguousarray(image))])
-            status = "failed" if text.error else "ok" if text.lines else "blank"
+            (text,) = engine.read([PageImage(number, np.array(image))])
+            if text.error:
+                raise RuntimeError(f"{path}, page {number}: {text.error}")
+            status: Literal["ok", "blank"] = "ok" if text.lines else "blank"
             pages.append(Page(number=number, width=text.width, height=text.height, status=status, lines=text.lines))
         return pages
 

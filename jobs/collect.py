@@ -14,6 +14,7 @@ from jobs.errors import UsageError
 from jobs.results import Document, RunFolder
 from jobs.summary import Summary, Tally
 from worker.contract import Receipt, Result, Task
+from worker.storage import file_errors
 
 if TYPE_CHECKING:
     import pyarrow
@@ -38,7 +39,7 @@ def collect(
     tally = Tally()
     troubled: list[Document] = []
     troubles = 0
-    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
+    with file_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
         lines_path, table_path = Path(scratch, "results.jsonl"), Path(scratch, "results.parquet")
         with open(lines_path, "w", encoding="utf-8") as lines, pa.parquet.ParquetWriter(table_path, _schema()) as table:
             rows: list[dict[str, Any]] = []

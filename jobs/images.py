@@ -21,6 +21,7 @@ class PageImages:
     def __init__(self, storage: Storage, options: Options) -> None:
         self._storage = storage
         self._decoder = Decoder(options, longest_side=LONGEST_SIDE)
+        self._away: WorkerError | None = None
         self._scratch = tempfile.TemporaryDirectory(prefix="pagefleet-")
 
     def __call__(self, result: Result, numbers: list[int]) -> Iterator[tuple[int, bytes | None]]:
@@ -30,6 +31,8 @@ class PageImages:
         rotations = {page.number: page.rotation for page in result.pages}
         missing = set(numbers)
         try:
+            if self._away:
+                raise self._away
             fetched = self._storage.fetch(result.source_image, Path(self._scratch.name))
             try:
                 for page in self._decoder.pages(str(fetched.path), ",".join(map(str, sorted(numbers)))):
@@ -42,8 +45,10 @@ class PageImages:
             finally:
                 if fetched.temporary:
                     fetched.path.unlink(missing_ok=True)
-        except (DocumentError, WorkerError):
+        except DocumentError:
             pass  # a source that has gone or changed: the report draws the page from its lines
+        except WorkerError as error:
+            self._away = error  # the storage itself: not asked again for every document
         yield from ((number, None) for number in sorted(missing))
 
     def __enter__(self) -> PageImages:

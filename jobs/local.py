@@ -25,7 +25,7 @@ from worker import __version__
 from worker.contract import ExitCode, Options, RunPaths
 from worker.decode import Decoder
 from worker.engines import check_engine
-from worker.storage import Storage, to_uri, uri_path
+from worker.storage import Storage, file_errors, to_uri, uri_path
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -66,7 +66,9 @@ def check_out(storage: Storage, out: str) -> None:
         )
     if out.startswith("file://"):
         path = uri_path(out)
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
+        if path.exists() and not (
+            path.is_dir() and all(child.is_dir() and not any(child.iterdir()) for child in path.iterdir())
+        ):
             raise UsageError(f"{shown(out)} exists and is not an empty folder: choose another --out")
 
 
@@ -94,15 +96,13 @@ def start_run(storage: Storage, request: Request, plan: Plan, out: str) -> RunFo
     return RunFolder(storage, out)
 
 
-def read(
-    folder: RunFolder, shards: list[int], options: RunnerOptions, console: Console, documents: int
-) -> list[ShardEnd]:
+def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: Console, tasks: int) -> list[ShardEnd]:
     """Runs the workers for these shards, with progress on `console`.
 
     Raises: Interrupted after Ctrl-C or SIGTERM, when the workers have drained; JobError where a worker says that the
     request itself is wrong.
     """
-    with Progress(console, documents) as progress:
+    with Progress(console, tasks) as progress:
         runner = Runner(
             folder.uri, options, on_receipt=progress.receipt, on_progress=progress.news, on_log=progress.log
         )
@@ -111,9 +111,9 @@ def read(
     wrong = next((end for end in ends if end.exit_code == ExitCode.BAD_REQUEST), None)
     if wrong:
         raise JobError(f"the worker refuses the run: {_last_message(wrong.stderr)}")
-    if stopped():
+    if stopped() and not (len(ends) == len(shards) and all(end.ok for end in ends)):
         raise Interrupted(
-            f"stopped; {progress.ended:,} of {documents:,} documents have ended. "
+            f"stopped; {progress.ended:,} of {tasks:,} tasks have ended. "
             f"`pagefleet resume {shown(folder.uri)}` reads the rest"
         )
     for end in ends:
@@ -140,6 +140,7 @@ def write_report_file(folder: RunFolder, summary: Summary) -> str:
 
     uri = folder.paths.file("report.html")
     with (
+        file_errors(tempfile.gettempdir()),
         tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch,
         PageImages(folder.storage, folder.run.options) as images,
     ):
@@ -161,7 +162,7 @@ def shown(uri: str) -> str:
 
 def out_uri(out: str | None) -> str:
     """Where a run goes: as asked, or `runs/<run id>` below the current folder."""
-    return to_uri(out.rstrip("/") or "/").rstrip("/") if out else to_uri(f"runs/{new_run_id()}")
+    return to_uri(out or f"runs/{new_run_id()}").rstrip("/")
 
 
 def versions() -> dict[str, str]:
@@ -213,7 +214,7 @@ def _stop_on_signal(runner: Runner, progress: Progress) -> Iterator[Callable[[],
         else:
             runner.stop(signal.SIGKILL)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield lambda: bool(asked)
     finally:

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import random
+import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,8 +27,10 @@ from worker.storage import Storage, path_uri, split_s3, to_uri, uri_path
 # What a folder, a prefix or a glob is searched for. Whatever is named itself is read, or fails, by its content.
 SUFFIXES = {".pdf", ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".dib"}
 SUFFIXES |= {".heic", ".heif", ".hif", ".avif"}
+MANY_PAGED = {".pdf", ".tif", ".tiff"}
 MAX_SHARDS = 10_000  # children of an AWS Batch array job
 MAX_SEGMENT_BYTES = 200  # of a name: file systems take 255, and suffixes such as ".json" are added
+MAX_NAME_BYTES = 800  # S3 keys take 1,024, and the run's folder comes before
 TASKS_PER_SHARD = 1_000  # unless told otherwise: a process is renewed and a retry repeats little
 
 PageCount = Callable[[str], int]
@@ -121,7 +124,7 @@ def make_plan(uris: Iterable[str], sharding: Sharding, *, count_pages: PageCount
         raise UsageError("nothing to read: the inputs hold no document")
     root = _common_root(documents)
     names, changed = _name_all(documents, len(root))
-    plan = Plan(root="://".join([*root[:1], "/".join(root[1:])]), tasks=[], documents=len(documents), shards=1)
+    plan = Plan(root=_root_uri(root), tasks=[], documents=len(documents), shards=1)
     for uri, name in zip(documents, names, strict=True):
         ranges = _cut(uri, sharding, count_pages)
         if len(ranges) == 1:
@@ -141,10 +144,16 @@ def make_plan(uris: Iterable[str], sharding: Sharding, *, count_pages: PageCount
 
 def write_plan(storage: Storage, paths: RunPaths, plan: Plan, run: Run) -> None:
     """Writes the shards, and `run.json` last: a folder without it holds no run."""
-    for number in range(plan.shards):
-        lines = "".join(task.to_json() + "\n" for task in plan.shard(number))
-        storage.write(paths.shard(number), lines.encode())
-    storage.write(paths.run, run.to_json().encode())
+    number = -1
+    try:
+        for number in range(plan.shards):
+            lines = "".join(task.to_json() + "\n" for task in plan.shard(number))
+            storage.write(paths.shard(number), lines.encode())
+        storage.write(paths.run, run.to_json().encode())
+    except BaseException:  # Ctrl-C too: half a plan would be in the way of the next run
+        for written in range(number + 1):
+            storage.delete(paths.shard(written))
+        raise
 
 
 def describe_run(plan: Plan, run_id: str, engine: str, options: Options, versions: dict[str, str]) -> Run:
@@ -178,7 +187,7 @@ def _expand_s3(storage: Storage, uri: str, warnings: list[str]) -> Iterator[str]
     first = next(entries, None)
     if first and first.uri == uri:
         yield uri
-    elif first and any(entry.uri.startswith(uri + "/") for entry in itertools.chain([first], entries)):
+    elif next(storage.list(uri + "/"), None):
         yield from _expand_s3(storage, uri + "/", warnings)
     elif any(mark in key for mark in "*?["):
         stem = uri[: min(uri.find(mark) for mark in "*?[" if mark in uri)]
@@ -190,7 +199,13 @@ def _expand_s3(storage: Storage, uri: str, warnings: list[str]) -> Iterator[str]
 
 def _expand_local(storage: Storage, location: str, warnings: list[str]) -> Iterator[str]:
     path = uri_path(to_uri(location))
-    if path.is_dir():
+    try:
+        status = path.stat()
+    except OSError as error:
+        status = None
+        if not any(mark in location for mark in "*?["):
+            raise UsageError(f"there is no file or folder {location}: {error.strerror}") from error
+    if status and stat.S_ISDIR(status.st_mode):
         folder = path_uri(path)
         visible = (
             (entry.uri, entry.uri)
@@ -198,17 +213,15 @@ def _expand_local(storage: Storage, location: str, warnings: list[str]) -> Itera
             if not any(part.startswith(".") for part in uri_path(entry.uri.removeprefix(folder)).parts)
         )
         yield from _documents(visible, location, warnings)
-    elif path.exists():
+    elif status:
         yield path_uri(path)
-    elif any(mark in location for mark in "*?["):
+    else:
         import glob
 
         found = sorted(match for match in glob.glob(location, recursive=True) if os.path.isfile(match))
         if not found:
             raise UsageError(f"no file matches {location}")
         yield from _documents(((path_uri(Path(match)), match) for match in found), location, warnings)
-    else:
-        raise UsageError(f"there is no file or folder {location}")
 
 
 def _documents(found: Iterable[tuple[str, str]], where: str, warnings: list[str]) -> Iterator[str]:
@@ -223,6 +236,7 @@ def _documents(found: Iterable[tuple[str, str]], where: str, warnings: list[str]
     if passed:
         most = sorted(passed.items(), key=lambda item: -item[1])[:8]
         kinds = ", ".join(f"{count:,} {suffix}" for suffix, count in most)
+        where = where.encode("utf-8", "backslashreplace").decode()
         warnings.append(f"passed over in {where}, by their suffix: {kinds}; name a file to have it read all the same")
 
 
@@ -243,6 +257,14 @@ def _common_root(uris: Sequence[str]) -> list[str]:
     return [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(low, high, strict=False))]
 
 
+def _root_uri(root: list[str]) -> str:
+    """The URI of the common root; empty where the inputs have none."""
+    scheme, *segments = root or [""]
+    if scheme == "file":
+        return path_uri(Path("/".join(segments) or "/"))
+    return f"{scheme}://{'/'.join(segments)}" if scheme else ""
+
+
 def _name_all(uris: Sequence[str], root: int) -> tuple[list[str], int]:
     """Each document's name, a relative path of its own, and how many differ from their keys below the root.
 
@@ -259,6 +281,9 @@ def _name_all(uris: Sequence[str], root: int) -> tuple[list[str], int]:
     for number, uri in enumerate(uris):
         segments = _segments(uri)[root:]
         name = "/".join([*(_safe(segment, folder=True) for segment in segments[:-1]), _safe(segments[-1])])
+        if len(name.encode()) > MAX_NAME_BYTES:
+            head = name.encode()[: MAX_NAME_BYTES - MAX_SEGMENT_BYTES - 16].decode(errors="ignore").rstrip("/.")
+            name = f"{head}~{hashlib.sha1(name.encode()).hexdigest()[:8]}/{name.rpartition('/')[2]}"
         names.append(name)
         hashes[number] = _hash(name)
         changed += name != "/".join(segments)
@@ -303,7 +328,7 @@ def _safe(segment: str, *, folder: bool = False) -> str:
             char if keep else quote(char, safe="", errors="surrogateescape")
             for char, keep in zip(segment, plain, strict=True)
         )
-    if folder and safe.endswith((".json", ".md")):
+    if folder and safe.lower().endswith((".json", ".md")):
         safe += "_"  # beside `a.pdf`, whose result is `a.pdf.json`, there may be a folder of that name
     encoded = safe.encode("utf-8", "surrogateescape")
     if len(encoded) > MAX_SEGMENT_BYTES:
@@ -321,6 +346,8 @@ def _cut(uri: str, sharding: Sharding, count_pages: PageCount | None) -> list[st
     """The page ranges of a document's tasks: one, unless it is longer than a task may be."""
     if sharding.pages_per_task is None or count_pages is None:
         return [sharding.pages]
+    if PurePosixPath(uri).suffix.lower() in SUFFIXES - MANY_PAGED:
+        return [sharding.pages]  # not fetched for nothing; under such a name a long document is read in one piece
     try:
         total = count_pages(uri)
     except DocumentError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -39,8 +40,11 @@ class Progress:
         if self._console.is_terminal:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
+            from rich.table import Column
 
-            self._bar = Bar(BarColumn(), TextColumn("{task.fields[note]}"), console=self._console, transient=True)
+            note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True))
+            rest = BarColumn(bar_width=None, table_column=Column(ratio=1))  # what the note leaves of the line
+            self._bar = Bar(note, rest, console=self._console, transient=True, expand=True)
             self._bar.add_task("", total=1.0, note="starting")
             self._bar.start()
         return self
@@ -66,7 +70,7 @@ class Progress:
         self._show()
 
     def log(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True, style="dim")
+        self._print(line)
 
     @property
     def pages(self) -> int:
@@ -99,4 +103,8 @@ class Progress:
             self._bar.update(self._bar.task_ids[0], completed=self.share, note=self.note)
         elif self._clock() - self._last_line >= PLAIN_SECONDS:
             self._last_line = self._clock()
-            self._console.print(self.note, markup=False, highlight=False, soft_wrap=True)
+            self._print(self.note)
+
+    def _print(self, line: str) -> None:
+        with suppress(OSError, SystemExit):  # rich ends the thread when nobody reads any more; the run goes on
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)

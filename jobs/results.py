@@ -96,7 +96,7 @@ class Document:
 
 
 class RunFolder:
-    """Reads a run's folder. Nothing is kept in memory but the names of what has an outcome."""
+    """Reads a run's folder. The names of what has an outcome are kept in memory, documents never."""
 
     def __init__(self, storage: Storage, uri: str) -> None:
         """Raises: UsageError where there is no run."""
@@ -135,19 +135,19 @@ class RunFolder:
 
         Raises: UsageError where the run has no such document.
         """
-        parts = [
-            task
-            for shard in range(self.run.counts.shards)
-            for task in self.tasks(shard)
-            if name in (task.name, task.uri)
-        ]
-        if not parts:
-            raise UsageError(f"run {self.run.id} has no document {name}; `results.jsonl` lists all names")
-        return self._document(sorted(parts, key=lambda task: task.part or 0))
+        parts: list[Task] = []
+        for shard in range(self.run.counts.shards):
+            parts += [task for task in self.tasks(shard) if name in (task.name, task.uri)]
+            if parts and len(parts) == (parts[0].parts or 1):
+                return self._document(sorted(parts, key=lambda task: task.part or 0))
+        raise UsageError(f"run {self.run.id} has no document {name}; `results.jsonl` lists all names")
 
     def open_tasks(self, *, retry_failed: bool = False) -> dict[int, int]:
         """How many tasks of each shard have no outcome yet; shards without such are left out."""
         counts: dict[int, int] = {}
+        attempts: dict[int, list[tuple[int, int]]] = {}
+        for file in self.receipt_files() if retry_failed else ():
+            attempts.setdefault(file[0], []).append(file)
         for shard in range(self.run.counts.shards):
             open_ = sum(
                 self.paths.result(task) not in self._existing
@@ -155,7 +155,7 @@ class RunFolder:
                 for task in self.tasks(shard)
             )
             if retry_failed:
-                open_ += sum(receipt.outcome == "partial" for receipt in self._last_receipts(shard).values())
+                open_ += sum(receipt.outcome == "partial" for receipt in self._last_receipts(attempts.get(shard, [])))
             if open_:
                 counts[shard] = open_
         return counts
@@ -211,15 +211,10 @@ class RunFolder:
         """Forgets what was found: more may have been written since."""
         self.__dict__.pop("_existing", None)
 
-    def _last_receipts(self, shard: int) -> dict[str, Receipt]:
-        last: dict[str, Receipt] = {}
-        for number, attempt in self.receipt_files():
-            if number == shard:
-                last |= {
-                    receipt.task: receipt
-                    for receipt in read_receipts(self.storage, self.paths.receipts(shard, attempt))
-                }
-        return last
+    def _last_receipts(self, files: Iterable[tuple[int, int]]) -> Iterable[Receipt]:
+        """The last receipt of each task in these files, which are in the order of their attempts."""
+        receipts = (receipt for file in files for receipt in read_receipts(self.storage, self.paths.receipts(*file)))
+        return {receipt.task: receipt for receipt in receipts}.values()
 
     def _by_document(self) -> Iterator[list[Task]]:
         """The tasks of each document together: parts are dealt to several shards."""

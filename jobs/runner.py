@@ -5,7 +5,6 @@ The same environment, the same exit codes, the same `evaluateOnExit` rules; shar
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -18,7 +17,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from worker.contract import ExitCode, Receipt
-from worker.receipts import PROGRESS, ProgressNews
+from worker.receipts import ProgressNews, parse_line
 
 ATTEMPTS = 5
 # What AWS Batch is told as `evaluateOnExit`: the first match decides.
@@ -70,7 +69,7 @@ class Runner:
         self._on_log = on_log
         self._telling = threading.Lock()
         self._processes: dict[int, subprocess.Popen[str]] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a second signal may come while the first is handled
         self._stopping = threading.Event()
 
     def run(self, shards: list[int]) -> list[ShardEnd]:
@@ -84,7 +83,10 @@ class Runner:
                     shard = waiting.popleft()
                 except IndexError:
                     return
-                ends.append(self._run_shard(shard))
+                try:
+                    ends.append(self._run_shard(shard))
+                except Exception as error:  # such as no memory for another process: the other shards go on
+                    ends.append(ShardEnd(shard, 0, ExitCode.CRASHED, [f"{type(error).__name__}: {error}"]))
 
         threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(self._options.workers, len(shards)))]
         for thread in threads:
@@ -133,12 +135,12 @@ class Runner:
             if self._stopping.is_set():
                 return ExitCode.DRAINED, []
             process = subprocess.Popen(
-                [sys.executable, "-m", "worker"],
+                [sys.executable, "-P", "-m", "worker"],  # -P: a worker.py beside the documents is not ours
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                text=True,
+                encoding="utf-8",
                 errors="replace",
                 start_new_session=True,  # Ctrl-C in the terminal reaches us alone; we ask the workers to drain
             )
@@ -158,14 +160,11 @@ class Runner:
 
     def _hear(self, line: str) -> None:
         """A line of a worker's standard output: a receipt, or progress."""
-        try:
-            record = json.loads(line)
-            if PROGRESS in record:
-                self._tell(self._on_progress, ProgressNews(**record[PROGRESS]))
-            else:
-                self._tell(self._on_receipt, Receipt.model_validate(record))
-        except (ValueError, TypeError):
-            self._tell(self._on_log, f"worker: {line.rstrip()}")  # an engine that prints is a nuisance, not an error
+        said = parse_line(line)
+        if isinstance(said, Receipt):
+            self._tell(self._on_receipt, said)
+        elif said:
+            self._tell(self._on_progress, said)
 
     def _tell(self, listener: Callable[[Any], None], what: object) -> None:
         with self._telling:

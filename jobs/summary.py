@@ -71,7 +71,6 @@ class Summary(Record):
     pages_per_second: float | None = None
     failures_by_code: dict[str, int] = {}
     bytes: int | None = None  # of the sources
-    engine_seconds: float | None = None  # spent inside the engine, summed over workers
     versions: dict[str, str] = {}
     warnings: list[str] = []
     cost: dict[str, Any] | None = None
@@ -148,7 +147,6 @@ class Tally:
         *,
         seconds: float | None = None,
         bytes: int | None = None,
-        engine_seconds: float | None = None,
         warnings: Iterable[str] = (),
         cost: dict[str, Any] | None = None,
     ) -> Summary:
@@ -171,7 +169,6 @@ class Tally:
             pages_per_second=self.pages.total / seconds if seconds else None,
             failures_by_code={str(code): count for code, count in self._codes.most_common()},
             bytes=bytes,
-            engine_seconds=engine_seconds,
             versions=dict(run.versions),
             warnings=[*run.warnings, *warnings],
             cost=cost,

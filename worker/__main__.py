@@ -12,6 +12,7 @@ import sys
 
 from worker.contract import ExitCode
 from worker.errors import BadRequest, DocumentError, WorkerError
+from worker.receipts import take_standard_output
 from worker.settings import Settings
 
 log = logging.getLogger("worker")
@@ -20,10 +21,11 @@ log = logging.getLogger("worker")
 def main() -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("botocore").setLevel(logging.WARNING)
+    take_standard_output()
     try:
         return _run(Settings.from_environment(os.environ))
     except WorkerError as error:
-        log.error("%s", error, exc_info=error.exit_code is ExitCode.CRASHED)
+        log.error("%s", error)
         return error.exit_code
     except DocumentError as error:  # storage refuses the run's own files, not a document
         log.error("%s", error.message)
@@ -59,5 +61,4 @@ def _die_with_parent() -> None:
 
 if __name__ == "__main__":
     code = main()
-    sys.stdout.flush()
     os._exit(code)  # not sys.exit: an engine's threads may never come back

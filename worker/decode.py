@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from worker.contract import FailureCode, Options
 from worker.engines import PageImage
-from worker.errors import DocumentError, WorkerError
+from worker.errors import DocumentError, TryAgain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,6 +124,7 @@ class Decoder:
 
     def _open(self, path: str) -> tuple[_Child, _Opened]:
         """A child that has the document open. One that suffers from what it did before is replaced by a new one."""
+        retry = True
         while True:
             if self._child is not None and (self._child.busy or self._child.documents >= DOCUMENTS_PER_CHILD):
                 self.close()
@@ -132,6 +133,11 @@ class Decoder:
             child = self._child
             try:
                 return child, child.open(path)
+            except TryAgain:  # it did not start: perhaps the machine was short of memory at that moment
+                self.close()
+                if not retry:
+                    raise
+                retry = False
             except _ChildDied as death:
                 self.close()
                 if death.certain or not child.worn:
@@ -310,9 +316,9 @@ class _Child:
         try:
             self._ready = self._header(time.monotonic() + START_TIMEOUT) == {"kind": "ready"}
         except _ChildDied as death:
-            raise WorkerError(f"the decoding process doesn't start: {death}") from death
+            raise TryAgain(f"the decoding process doesn't start: {death}") from death
         if not self._ready:
-            raise WorkerError("the decoding process doesn't start: it is of another version than this one")
+            raise TryAgain("the decoding process doesn't start: it is of another version than this one")
 
     def _request(self, **request: object) -> None:
         with contextlib.suppress(BrokenPipeError):  # it died: reading its answer tells how

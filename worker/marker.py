@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 
 from worker.contract import Marker
+from worker.errors import DocumentError, TryAgain
 from worker.storage import NotFound, Storage
 
 
@@ -45,10 +46,14 @@ class InFlight:
                 self._written = set(tasks)
 
     def clear(self) -> None:
-        """At an orderly end nothing is in flight."""
+        """At an orderly end nothing is in flight: whatever the end was, no document is to blame for it."""
         with self._writing:
-            if self._written:
+            if not self._written:
+                return
+            try:
                 self._write([])
+            except (TryAgain, DocumentError):  # a full disk lets nothing be written, but deleted
+                self._storage.delete(self._uri)
 
     def _write(self, tasks: list[str]) -> None:
         self._storage.write(self._uri, self._marker.model_copy(update={"in_flight": tasks}).to_json().encode())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from urllib.parse import quote
 
-from worker.contract import Failure, FailureCode, Receipt, RunPaths, Task
+from worker.contract import Failure, FailureCode, Receipt, Result, RunPaths, Task
+from worker.errors import BadRequest
 from worker.receipts import read_receipts
 from worker.settings import Settings
-from worker.storage import Storage
+from worker.storage import Storage, uri_path
 
 
 class RunPlaces:
@@ -27,7 +29,13 @@ class OnePlace:
     """Where the one-document form wants it; an output that ends in a slash is a folder."""
 
     def __init__(self, output: str, source: str) -> None:
-        self._output = output + source.rstrip("/").rpartition("/")[2] + ".json" if output.endswith("/") else output
+        """Raises: BadRequest where a folder is asked for and the source has no name to use in it."""
+        self._output = output
+        if output.endswith("/"):
+            name = uri_path(source).name if source.startswith("file://") else source.rpartition("/")[2]
+            if not name:
+                raise BadRequest(f"{source} names no document")
+            self._output += quote(f"{name}.json") if output.startswith("file://") else f"{name}.json"
 
     def result(self, task: Task) -> str:
         return self._output
@@ -56,17 +64,23 @@ class Ended:
                 self._receipts[receipt.task] = receipt
 
     def __call__(self, task: Task) -> bool:
-        receipt = self._receipts.get(task.key)
-        if receipt is not None:
-            return self.by_receipt(task)
-        if self._storage.exists(self._paths.result(task)):
+        if self.by_receipt(task):
             return True
-        if not self._storage.exists(self._paths.failure(task)):
+        again = self._settings.retry_failed
+        result, failure = self._paths.result(task), self._paths.failure(task)
+        if self._storage.exists(result):
+            if not again or task.key not in self._receipts:
+                return True
+            return Result.model_validate_json(self._storage.read(result)).meta.attempt > self._settings.resumed_after
+        if not self._storage.exists(failure):
             return False
-        if not self._settings.retry_failed:
-            return True
-        failure = Failure.model_validate_json(self._storage.read(self._paths.failure(task)))
-        return failure.attempt > self._settings.resumed_after
+        return not again or (
+            Failure.model_validate_json(self._storage.read(failure)).attempt > self._settings.resumed_after
+        )
+
+    def note(self, receipt: Receipt) -> None:
+        """A task has ended since."""
+        self._receipts[receipt.task] = receipt
 
     def by_receipt(self, task: Task) -> bool:
         """The same without asking storage; False where there is no receipt."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import shutil
 import tempfile
 import threading
 import time
@@ -23,7 +24,7 @@ from worker import layout
 from worker.contract import Failure, FailureCode, Meta, Options, Page, Receipt, Result, Task
 from worker.decode import BadPage, Decoder
 from worker.engines import Engine, PageImage, PageText
-from worker.errors import DocumentError, TryAgain
+from worker.errors import BadRequest, DocumentError, WorkerError
 from worker.marker import InFlight
 from worker.settings import Settings
 from worker.storage import Fetched, Storage
@@ -34,6 +35,7 @@ WINDOW = 32  # documents in flight: enough to hide storage latency behind an eng
 FETCHERS = 8
 WRITERS = 8
 DECODERS = 2
+SCRATCH_BYTES = 4 << 30  # of downloads that wait for a decoder
 QUEUE_BYTES = 192 << 20  # of decoded pages that wait for the engine: some sixteen A4 pages at 200 DPI
 TRACEBACK_CHARACTERS = 2000
 
@@ -74,7 +76,7 @@ class Job:
     window: int = WINDOW
 
 
-class EngineStuck(Exception):
+class EngineStuck(WorkerError):
     """The engine did not come back in time. Its thread can't be stopped: only the process's end helps."""
 
     def __init__(self, tasks: list[Task], seconds: float) -> None:
@@ -94,12 +96,19 @@ class Pipeline:
         self._room = threading.BoundedSemaphore(job.window)
         self._fetched: queue.SimpleQueue[_Document | None] = queue.SimpleQueue()
         self._pages = _PageQueue(QUEUE_BYTES)
+        self._disk = _DiskBudget(SCRATCH_BYTES)
+        self._scratch: str | None = None
         self._calls: dict[int, tuple[float, list[Task]]] = {}  # by engine thread: since when, and with which tasks
         self.left_over = 0  # tasks that were admitted or seen but have no outcome, because of a drain
 
     def drain(self) -> None:
         """Admits no more; what has reached the engine is finished. Safe to call from a signal handler."""
         self._draining.set()
+
+    def discard(self) -> None:
+        """Removes the downloads, where the process is about to end before `run` returns."""
+        if self._scratch:
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def run(self, tasks: Iterable[Task]) -> None:
         """Raises: TryAgain, EngineStuck, or whatever broke a stage. Documents that fail are no exception."""
@@ -110,6 +119,7 @@ class Pipeline:
                 tempfile.TemporaryDirectory(prefix="pagefleet-", dir=self._job.settings.scratch) as scratch,
                 ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as self._writers,
             ):
+                self._scratch = scratch
                 fetching = self._start(FETCHERS, "fetch", lambda: self._fetch(source, Path(scratch)))
                 decoding = self._start(decoders, "decode", self._decode)
                 reading = self._start(self._job.engine.concurrency, "engine", self._read)
@@ -136,19 +146,26 @@ class Pipeline:
             if task is None:
                 self._room.release()
                 return
-            document = _Document(task, self._job)
             try:
                 if self._job.skip(task):
                     self._room.release()
                     continue
-                if self._job.in_flight:
-                    self._job.in_flight.add(task.key)
+            except DocumentError as error:  # of the outputs, not of the document
+                raise BadRequest(f"the run's own files cannot be looked up: {error.message}") from error
+            document = _Document(task, self._job)
+            if self._job.in_flight:
+                self._job.in_flight.add(task.key)
+            try:
+                self._disk.wait_for_room(lambda: self._stopping)
                 document.fetched = self._job.storage.fetch(task.uri, scratch)
+                self._disk.take(document.fetched)
             except DocumentError as error:
                 self._end(document, error)
-            except BaseException:
-                self._room.release()
+            except (WorkerError, MemoryError):
                 raise
+            except Exception as error:  # the task boundary: whatever it is, it costs this document alone
+                document.fail(FailureCode.NOT_FOUND, error)
+                self._end(document)
             else:
                 self._fetched.put(document)
 
@@ -186,59 +203,68 @@ class Pipeline:
                 self._job.receipts.count_page()
         except DocumentError as error:
             document.error = error
-        except (TryAgain, MemoryError):
+        except (WorkerError, MemoryError):
             raise
-        except Exception as error:  # the task boundary: whatever it is, it costs this document alone
+        except Exception as error:  # the task boundary, as above
             document.fail(FailureCode.DECODER_CRASHED, error)
         finally:
-            document.fetched_release()
+            self._release_file(document)
         if document.close():
             self._end(document)
 
     def _read(self) -> None:
         engine = self._job.engine
-        me = threading.get_ident()
         while batch := self._pages.take(engine.batch_size):
-            self._calls[me] = (time.monotonic(), [document.task for document, _ in batch])
-            texts = self._read_batch([image for _, image in batch])
-            del self._calls[me]
+            texts = self._read_batch(batch)
             for (document, image), text in zip(batch, texts, strict=True):
                 document.add_text(image, text)
                 self._job.receipts.count_page()
                 if document.answered():
                     self._end(document)
 
-    def _read_batch(self, images: Sequence[PageImage]) -> list[PageText | Exception]:
+    def _read_batch(self, batch: Sequence[tuple[_Document, PageImage]]) -> list[PageText | Exception]:
         """One text or exception a page: an engine that raises on a batch is asked again page by page."""
+        me = threading.get_ident()
+        self._calls[me] = (time.monotonic(), [document.task for document, _ in batch])
         try:
-            texts = self._job.engine.read(images)
-            if len(texts) != len(images):
-                raise ValueError(f"the engine returned {len(texts)} texts for {len(images)} pages")
+            texts = self._job.engine.read([image for _, image in batch])
+            if len(texts) != len(batch):
+                raise ValueError(f"the engine returned {len(texts)} texts for {len(batch)} pages")
             return list(texts)
-        except (TryAgain, MemoryError):
+        except (WorkerError, MemoryError):
             raise
         except Exception as error:
-            if len(images) == 1:
+            if len(batch) == 1:
                 return [error]
-        return [text for image in images for text in self._read_batch([image])]
+        finally:
+            del self._calls[me]
+        return [text for one in batch for text in self._read_batch([one])]
 
     def _write(self, document: _Document) -> None:
-        job = self._job
+        job, task = self._job, document.task
         try:
             outcome = document.outcome()
+            record = outcome.to_json().encode()
         except Exception as error:  # the task boundary, as above
             document.fail(FailureCode.ENGINE_ERROR, error)
             outcome = document.outcome()
-        place = job.places.result if isinstance(outcome, Result) else job.places.failure
-        text = job.places.text(document.task) if isinstance(outcome, Result) else None
-        if text is not None and isinstance(outcome, Result):  # before the result, whose presence means "done"
-            job.storage.write(text, (outcome.extracted_markdown.rstrip("\n") + "\n").encode())
-        job.storage.write(place(document.task), outcome.to_json().encode())
-        if isinstance(outcome, Result) and job.settings.retry_failed:
-            job.storage.delete(job.places.failure(document.task))
-        job.receipts.add(document.receipt(outcome))
+            record = outcome.to_json().encode()
+        receipt = document.receipt(outcome)
+        if isinstance(outcome, Result):
+            text = job.places.text(task)
+            if text is not None:  # before the result, whose presence means "done"
+                job.storage.write(text, (outcome.extracted_markdown.rstrip("\n") + "\n").encode())
+            job.storage.write(job.places.result(task), record)
+            if job.settings.retry_failed:
+                job.storage.delete(job.places.failure(task))
+        elif job.settings.retry_failed and job.storage.exists(job.places.result(task)):
+            # It was read in part before, and that is better than nothing.
+            receipt = receipt.model_copy(update={"outcome": "partial", "code": None})
+        else:
+            job.storage.write(job.places.failure(task), record)
+        job.receipts.add(receipt)
         if job.in_flight:
-            job.in_flight.remove(document.task.key)
+            job.in_flight.remove(task.key)
 
     # ---- what the stages share
 
@@ -250,8 +276,13 @@ class Pipeline:
         document.error = document.error or error
         self._writers.submit(self._guarded, lambda: self._write(document), self._room.release)
 
-    def _abandon(self, document: _Document) -> None:
+    def _release_file(self, document: _Document) -> None:
+        if document.fetched:
+            self._disk.release(document.fetched)
         document.fetched_release()
+
+    def _abandon(self, document: _Document) -> None:
+        self._release_file(document)
         self.left_over += 1
         self._room.release()
 
@@ -329,9 +360,10 @@ class _Document:
 
     def fail_page(self, number: int, code: FailureCode, message: str, image: PageImage | None = None) -> None:
         width, height = (image.width, image.height) if image else (0, 0)
+        page = Page(number=number, width=width, height=height, status="failed", error=_scrub(message))
         with self._lock:
             self._codes.append(code)
-            self._pages.append(Page(number=number, width=width, height=height, status="failed", error=message))
+            self._pages.append(page)
 
     def add_text(self, image: PageImage, text: PageText | Exception) -> None:
         try:
@@ -360,7 +392,8 @@ class _Document:
     def fail(self, code: FailureCode, error: Exception) -> None:
         """Ends the document for a reason that nobody foresaw."""
         self._trace = _tail(error)
-        self.error = DocumentError(code, f"{type(error).__name__}: {error}")
+        self._pages.clear()
+        self.error = DocumentError(code, _scrub(f"{type(error).__name__}: {error}"))
 
     def fetched_release(self) -> None:
         """Remembers what the record needs of the source and frees its disk space."""
@@ -439,7 +472,12 @@ def join_markdown(pages: Iterable[Page]) -> str:
 
 
 def _tail(error: Exception) -> str:
-    return "".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:]
+    return _scrub("".join(traceback.format_exception(error))[-TRACEBACK_CHARACTERS:])
+
+
+def _scrub(text: str) -> str:
+    """What JSON can hold: a library's message may carry halves of characters."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _page(image: PageImage, status: Literal["ok", "blank"]) -> Page:
@@ -483,6 +521,29 @@ class _PageQueue:
             if discard:
                 self._items.clear()
                 self._bytes = 0
+            self._changed.notify_all()
+
+
+class _DiskBudget:
+    """Downloads that wait for a decoder, bounded by their bytes. One document always fits."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._bytes = 0
+        self._changed = threading.Condition()
+
+    def wait_for_room(self, given_up: Callable[[], bool]) -> None:
+        with self._changed:
+            while self._bytes > self._limit and not given_up():
+                self._changed.wait(0.2)
+
+    def take(self, fetched: Fetched) -> None:
+        with self._changed:
+            self._bytes += fetched.size if fetched.temporary else 0
+
+    def release(self, fetched: Fetched) -> None:
+        with self._changed:
+            self._bytes -= fetched.size if fetched.temporary else 0
             self._changed.notify_all()
 
 

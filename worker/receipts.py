@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
 from dataclasses import asdict, dataclass
 
 from worker.contract import Receipt
+from worker.errors import TryAgain
 from worker.storage import NotFound, Storage
 
 PROGRESS = "progress"  # the key that tells a line of progress on standard output from a receipt
 FLUSH_SECONDS = 10.0  # between writes of the receipts file, which grows by being written anew: S3 cannot append
 
 
-_stdout = threading.Lock()
+_printing = threading.Lock()
+_stdout = 1  # the file descriptor of our lines
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class ReceiptLog:
         self._storage = storage
         self._uri = uri
         self._lines: list[str] = []
-        self._written = 0
+        self._written = -1  # lines; an attempt that has ended nothing leaves an empty file, so that it is counted
         self._flushed = time.monotonic()
         self._lock = threading.Lock()
         self._writing = threading.Lock()
@@ -48,10 +51,7 @@ class ReceiptLog:
         return [receipt for line in self._lines if (receipt := Receipt.model_validate_json(line)).outcome == "failed"]
 
     def add(self, receipt: Receipt) -> None:
-        self.add_line(receipt.to_json())
-
-    def add_line(self, line: str) -> None:
-        """As `add`, of a receipt that is JSON already."""
+        line = receipt.to_json()
         with self._lock:
             self._lines.append(line)
         print_line(line)
@@ -71,7 +71,7 @@ class ReceiptLog:
             self._flushed = time.monotonic()
             with self._lock:
                 lines = list(self._lines)
-            if self._uri and len(lines) > self._written:
+            if self._uri and len(lines) != self._written:
                 self._storage.write(self._uri, "".join(line + "\n" for line in lines).encode())
                 self._written = len(lines)
 
@@ -95,8 +95,29 @@ def read_receipts(storage: Storage, uri: str) -> list[Receipt]:
     return [Receipt.model_validate_json(line) for line in data.splitlines()]
 
 
+def take_standard_output() -> None:
+    """Keeps standard output for lines of ours: what libraries print goes to standard error from now on."""
+    global _stdout
+    sys.stdout.flush()
+    _stdout = os.dup(1)
+    os.dup2(2, 1)
+
+
 def print_line(line: str) -> None:
     """Whole lines only, whichever threads print."""
-    with _stdout:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
+    data = line.encode() + b"\n"
+    with _printing:
+        try:
+            while data:
+                data = data[os.write(_stdout, data) :]
+        except BrokenPipeError as error:
+            raise TryAgain("whoever started this worker has gone: it stops, and what is left can be resumed") from error
+
+
+def parse_line(line: str) -> Receipt | ProgressNews | None:
+    """What a worker says in a line of its standard output; None where it is nothing of ours."""
+    try:
+        record = json.loads(line)
+        return ProgressNews(**record[PROGRESS]) if PROGRESS in record else Receipt.model_validate(record)
+    except (ValueError, TypeError):
+        return None

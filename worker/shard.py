@@ -8,13 +8,15 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from pydantic import ValidationError
 
 from worker.contract import ExitCode, FailureCode, Marker, Options, Run, RunPaths, Task
 from worker.engines import Engine, EngineSettings, build_engine
-from worker.errors import BadRequest, DocumentError, WorkerError
+from worker.errors import BadRequest, DocumentError, TryAgain
 from worker.marker import InFlight, read_marker
 from worker.outcomes import Ended, OnePlace, RunPlaces, write_failure
 from worker.pipeline import EngineStuck, Job, Pipeline
@@ -25,37 +27,43 @@ from worker.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
 
+FAREWELL_SECONDS = 3.0  # of the time to drain, kept for receipts and the marker
+
 
 class Drain:
     """SIGTERM's way to whatever is running: admit no more, finish what is in flight, and be gone when time is up."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._asked = False
+        self._asked = threading.Event()
+        self._changing = threading.Lock()
         self._how: Callable[[], None] = lambda: None
-        self._flush: Callable[[], None] = lambda: None
+        self._last: Callable[[], None] = lambda: None
+        threading.Thread(target=self._wait, name="drain", daemon=True).start()
 
     def ask(self) -> None:
-        """Starts draining; safe to call from a signal handler, more than once."""
-        if not self._asked:
-            self._asked = True
-            timer = threading.Timer(self._seconds, self._time_is_up)
-            timer.daemon = True
-            timer.start()
-            self._how()
+        """Starts draining. Takes no lock that the main thread might hold, so that a signal handler may call it."""
+        self._asked.set()
 
-    def use(self, how: Callable[[], None], flush: Callable[[], None]) -> None:
-        """From now on draining means calling `how` at once, and `flush` when time is up."""
-        self._how, self._flush = how, flush
-        if self._asked:
+    def use(self, how: Callable[[], None], last: Callable[[], None]) -> None:
+        """From now on draining means calling `how` at once, and `last` before the process ends for lack of time."""
+        with self._changing:
+            self._how, self._last = how, last
+            asked = self._asked.is_set()
+        if asked:
             how()
 
-    def _time_is_up(self) -> None:
+    def _wait(self) -> None:
+        self._asked.wait()
+        with self._changing:
+            how = self._how
+        how()
+        time.sleep(max(0.0, self._seconds - FAREWELL_SECONDS))
         log.warning("time to drain is up: what is in hand is given up, a later attempt reads it again")
-        try:
-            self._flush()
-        finally:
-            os._exit(ExitCode.DRAINED)  # threads inside an engine can't be stopped in another way
+        farewell = threading.Thread(target=self._last, daemon=True)  # storage may not answer
+        farewell.start()
+        farewell.join(FAREWELL_SECONDS)
+        os._exit(ExitCode.DRAINED)  # threads inside an engine can't be stopped in another way
 
 
 def read_shard(settings: Settings, storage: Storage, drain: Drain) -> ExitCode:
@@ -68,19 +76,21 @@ def read_shard(settings: Settings, storage: Storage, drain: Drain) -> ExitCode:
     run, tasks = _load(storage, paths, settings.shard)
     own_receipts = None if settings.supervised else paths.receipts(settings.shard, settings.attempt)
     receipts = ReceiptLog(storage, own_receipts, progress_seconds=settings.progress_seconds)
+    receipts.flush()  # the attempt has begun: a resumed run counts on from it
     marker = Marker(attempt=settings.attempt)
     ended: Ended | None = None
     if settings.attempt > 1:
         ended = Ended(settings, storage, paths)
-        marker = read_marker(storage, paths.marker(settings.shard)) or marker
-        if marker.in_flight and not settings.supervised:
+        left = read_marker(storage, paths.marker(settings.shard))
+        if left and (left.in_flight or left.suspects) and not settings.supervised:
             supervisor = Supervisor(settings, storage, paths, tasks, ended, receipts)
             drain.use(supervisor.drain, receipts.flush)
             try:
-                return supervisor.run(marker)
+                return supervisor.run(left)
             finally:
                 receipts.flush()
-        if settings.supervised == "suspects":
+        if left and settings.supervised == "suspects":
+            marker = left
             tasks = [task for task in tasks if task.key in marker.suspects]
         tasks = [task for task in tasks if not ended.by_receipt(task)]
     if not tasks:
@@ -114,10 +124,15 @@ def read_document(settings: Settings, storage: Storage, drain: Drain) -> ExitCod
     receipts = ReceiptLog(storage, None, progress_seconds=settings.progress_seconds)
     options = Options()
     engine = _engine(settings.engine, settings, options)
-    job = Job(settings, options, engine, settings.engine, storage, places, receipts)
-    code = _read(job, [task], receipts, drain)
+    job = Job(settings, options, engine, settings.engine, storage, places, receipts, window=1)
+    try:
+        code = _read(job, [task], receipts, drain)
+    except EngineStuck:
+        code = ExitCode.CRASHED  # its receipt tells of it, as of any failure
     if receipts.failed:
         raise BadRequest(f"{task.uri} could not be read: {receipts.failed[0].message}; see {places.failure(task)}")
+    if code is ExitCode.OK:
+        storage.delete(places.failure(task))  # of an earlier attempt
     return code
 
 
@@ -143,7 +158,14 @@ def _engine(name: str, settings: Settings, options: Options) -> Engine:
 
 def _read(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> ExitCode:
     pipeline = Pipeline(job)
-    drain.use(pipeline.drain, receipts.flush)
+
+    def last() -> None:
+        receipts.flush()
+        if job.in_flight:
+            job.in_flight.clear()
+        pipeline.discard()
+
+    drain.use(pipeline.drain, last)
     try:
         pipeline.run(tasks)
     except EngineStuck as error:
@@ -151,7 +173,12 @@ def _read(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> Ex
             for task in error.tasks:
                 uri = job.places.failure(task)
                 receipts.add(write_failure(job.settings, job.storage, uri, task, FailureCode.TIMEOUT, str(error)))
-        raise WorkerError(str(error)) from error
+        raise
+    except TryAgain:
+        if job.in_flight:
+            with suppress(TryAgain, DocumentError):  # the same trouble may keep the marker from being cleared
+                job.in_flight.clear()
+        raise
     finally:
         receipts.flush()
     if job.in_flight:

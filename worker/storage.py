@@ -10,9 +10,10 @@ import os
 import random
 import stat
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -86,7 +87,7 @@ class Storage(Protocol):
     def exists(self, uri: str) -> bool: ...
 
     def list(self, uri: str) -> Iterator[Entry]:
-        """Everything whose URI starts with `uri`, sorted by URI. A local `uri` must be a folder ending in a slash."""
+        """Everything whose URI starts with `uri`, always in the same order. A local `uri` must be a folder."""
         ...
 
     def delete(self, uri: str) -> None:
@@ -104,6 +105,8 @@ def to_uri(location: str) -> str:
 
     Raises: BadRequest for a scheme that is not supported, or an S3 URI without a bucket.
     """
+    if "\0" in location:
+        raise BadRequest(f"{location!r} holds a NUL character, which no key or path has")
     scheme = location.partition("://")[0] if "://" in location else ""
     if scheme == "s3":
         if not location.removeprefix("s3://").strip("/"):
@@ -136,37 +139,22 @@ class LocalStorage:
     """Files. Writing goes through a temporary file in the same folder, so that a reader never sees half of one."""
 
     def read(self, uri: str) -> bytes:
-        with _file_errors(uri):
+        with file_errors(uri):
             return uri_path(uri).read_bytes()
 
     def write(self, uri: str, data: bytes) -> None:
-        path = uri_path(uri)
-        with _file_errors(uri):
-            temporary = self._temporary(path)
-            try:
-                with open(temporary, "wb") as file:
-                    file.write(data)
-                os.replace(temporary, path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        with self._replacing(uri) as temporary:
+            temporary.write_bytes(data)
 
     def upload(self, uri: str, path: Path) -> None:
         import shutil
 
-        target = uri_path(uri)
-        with _file_errors(uri):
-            temporary = self._temporary(target)
-            try:
-                shutil.copyfile(path, temporary)
-                os.replace(temporary, target)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+        with self._replacing(uri) as temporary:
+            shutil.copyfile(path, temporary)
 
     def fetch(self, uri: str, folder: Path) -> Fetched:
         path = uri_path(uri)
-        with _file_errors(uri):
+        with file_errors(uri):
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
                 raise NotFound(uri, " as a regular file")
@@ -174,14 +162,14 @@ class LocalStorage:
         return Fetched(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", temporary=False)
 
     def exists(self, uri: str) -> bool:
-        with _file_errors(uri):
+        with file_errors(uri):
             return uri_path(uri).exists()
 
     def list(self, uri: str) -> Iterator[Entry]:
         yield from self._walk(uri_path(uri))
 
     def delete(self, uri: str) -> None:
-        with _file_errors(uri):
+        with file_errors(uri):
             uri_path(uri).unlink(missing_ok=True)
 
     def _walk(self, folder: Path) -> Iterator[Entry]:
@@ -196,12 +184,22 @@ class LocalStorage:
                 if not entry.is_symlink():  # a link to a parent would never end
                     yield from self._walk(Path(entry.path))
             elif entry.is_file() and not entry.name.startswith(_TEMPORARY):  # no FIFOs, no devices
-                yield Entry(path_uri(Path(entry.path)), entry.stat().st_size)
+                with suppress(FileNotFoundError):  # it has gone since
+                    yield Entry(path_uri(Path(entry.path)), entry.stat().st_size)
 
-    @staticmethod
-    def _temporary(path: Path) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.with_name(f"{_TEMPORARY}{os.getpid()}-{random.getrandbits(48):012x}")
+    @contextmanager
+    def _replacing(self, uri: str) -> Iterator[Path]:
+        """A file beside the one that it becomes, so that a reader never sees half of it."""
+        path = uri_path(uri)
+        with file_errors(uri):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{random.getrandbits(48):012x}")
+            try:
+                yield temporary
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
 
 
 class S3Storage:
@@ -209,11 +207,18 @@ class S3Storage:
 
     def __init__(self, client: S3Client | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
         self._made = client
+        self._making = threading.Lock()
         self._sleep = sleep
 
     def read(self, uri: str) -> bytes:
         bucket, key = split_s3(uri)
-        return self._call(uri, lambda: self._client.get_object(Bucket=bucket, Key=key)["Body"].read())
+
+        def read() -> bytes:
+            body = self._client.get_object(Bucket=bucket, Key=key)["Body"]
+            with _body_errors():
+                return body.read()
+
+        return self._call(uri, read)
 
     def write(self, uri: str, data: bytes) -> None:
         bucket, key = split_s3(uri)
@@ -234,10 +239,10 @@ class S3Storage:
 
         def download() -> Fetched:
             answer = self._client.get_object(Bucket=bucket, Key=key)
-            with open(path, "wb") as file:
+            with open(path, "wb") as file, _body_errors():
                 for chunk in answer["Body"].iter_chunks(1 << 20):
                     file.write(chunk)
-            return Fetched(path, path.stat().st_size, answer["ETag"].strip('"'), temporary=True)
+            return Fetched(path, path.stat().st_size, answer.get("ETag", "").strip('"') or None, temporary=True)
 
         try:
             return self._call(uri, download)
@@ -275,49 +280,67 @@ class S3Storage:
 
     @property
     def _client(self) -> S3Client:
-        if self._made is None:
-            import boto3
-            from botocore.config import Config
+        with self._making:  # one for all threads
+            if self._made is None:
+                import boto3
+                from botocore.config import Config
 
-            config = Config(
-                retries={
-                    "mode": "standard",
-                    "max_attempts": ATTEMPTS,
-                },  # standard: exponential backoff with full jitter
-                connect_timeout=5,
-                read_timeout=30,
-                max_pool_connections=32,
-                user_agent_extra="pagefleet",
-            )
-            self._made = boto3.session.Session().client("s3", config=config)
-        return self._made
+                config = Config(
+                    retries={"mode": "standard", "max_attempts": ATTEMPTS},  # exponential backoff with full jitter
+                    connect_timeout=5,
+                    read_timeout=30,
+                    max_pool_connections=32,
+                    user_agent_extra="pagefleet",
+                )
+                self._made = boto3.session.Session().client("s3", config=config)
+            return self._made
 
     def _call(self, uri: str, call: Callable[[], T]) -> T:
-        """Calls S3 and says in our words what went wrong; retries what breaks while a body is being read."""
+        """Calls S3 and says in our words what went wrong.
+
+        botocore retries requests; a body that breaks off while it is read is ours to ask for again.
+        """
         from boto3.exceptions import S3UploadFailedError
         from botocore import exceptions as aws
 
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with _file_errors(uri):
+                with file_errors(uri):
                     return call()
+            except _BrokenBody as error:
+                if attempt == ATTEMPTS:
+                    raise Unavailable(f"{uri} breaks off each time it is read: {error.__cause__}") from error
+                self._sleep(random.uniform(0, min(20.0, 0.1 * 2**attempt)))
             except aws.ClientError as error:
                 raise _translated(error, uri) from error
             except S3UploadFailedError as error:
                 cause = error.__context__
-                raise (
-                    _translated(cause, uri) if isinstance(cause, aws.ClientError) else Unavailable(f"{uri}: {error}")
-                ) from error
-            except (aws.NoCredentialsError, aws.PartialCredentialsError, aws.ProfileNotFound) as error:
-                raise BadRequest(f"{uri}: {error}; set AWS_PROFILE, or run `aws sso login`") from error
+                known = isinstance(cause, aws.ClientError)
+                raise (_translated(cause, uri) if known else Unavailable(f"{uri}: {error}")) from error
             except aws.ParamValidationError as error:
                 raise NotFound(uri, f": {error}") from error
-            except (aws.HTTPClientError, aws.ConnectionError, aws.IncompleteReadError, ConnectionError) as error:
-                # botocore has already retried the request; a body that breaks off while it is read comes here unretried
-                if attempt == ATTEMPTS or isinstance(error, aws.EndpointConnectionError):
-                    raise Unavailable(f"{uri} cannot be reached: {error}; try again later") from error
-                self._sleep(random.uniform(0, min(20.0, 0.1 * 2**attempt)))
+            except aws.BotoCoreError as error:
+                kind = type(error).__name__
+                if isinstance(error, (aws.CredentialRetrievalError, aws.MetadataRetrievalError)):
+                    raise Unavailable(f"{uri}: no credentials could be fetched: {error}; try again later") from error
+                if "Credentials" in kind or "Token" in kind or "SSO" in kind or "Login" in kind or "Profile" in kind:
+                    raise BadRequest(f"{uri}: {error}; set AWS_PROFILE, or run `aws sso login`") from error
+                raise Unavailable(f"{uri} cannot be reached: {error}; try again later") from error
         raise AssertionError("unreachable")
+
+
+class _BrokenBody(Exception):
+    """A download broke off."""
+
+
+@contextmanager
+def _body_errors() -> Iterator[None]:
+    from botocore import exceptions as aws
+
+    try:
+        yield
+    except (aws.HTTPClientError, aws.IncompleteReadError, ConnectionError) as error:
+        raise _BrokenBody from error
 
 
 class _ByScheme:
@@ -354,35 +377,39 @@ class _ByScheme:
         return self._by_scheme[scheme]
 
 
-class _file_errors:
-    """Says in our words what a file operation ran into."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OSError):
-            return
-        if isinstance(error, FileNotFoundError):
-            raise NotFound(self._uri) from error
-        if isinstance(error, PermissionError):
-            raise AccessDenied(self._uri) from error
-        if isinstance(error, (IsADirectoryError, NotADirectoryError)) or error.errno in (
-            errno.ENAMETOOLONG,
-            errno.ELOOP,
-        ):
-            raise NotFound(self._uri, f" as a file: {error.strerror}") from error
+@contextmanager
+def file_errors(uri: str) -> Iterator[None]:
+    """Says in our words what a file operation on behalf of `uri` ran into."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFound(uri) from error
+    except PermissionError as error:
+        raise AccessDenied(uri) from error
+    except (IsADirectoryError, NotADirectoryError, FileExistsError) as error:
+        raise NotFound(uri, f" as a file: {error.strerror}") from error
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise NotFound(uri, f" as a file: {error.strerror}") from error
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageFull(f"no space left for {self._uri}: free some, then resume the run") from error
-        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EROFS):
-            raise Unavailable(f"{self._uri}: {error.strerror}; try again when the disk is back") from error
+            where = f" (for {error.filename})" if error.filename else ""
+            raise StorageFull(f"no space left for {uri}{where}: free some, then resume the run") from error
+        if error.errno is None or isinstance(error, (ConnectionError, TimeoutError)):
+            raise  # of a library, not of a file
+        raise Unavailable(f"{uri}: {error.strerror}; try again when the disk is back") from error
+
+
+# Errors of S3 that no rule below tells: what they mean, and what they say besides S3's own words.
+_DOCUMENT_ERRORS = {
+    "InvalidObjectState": "it is archived: restore it first",
+    "InvalidRequest": "S3 refuses the request, as it does for objects under a customer's key (SSE-C)",
+    "MethodNotAllowed": "S3 refuses the request, as it does for a deleted version",
+}
 
 
 def _translated(error: Any, uri: str) -> Exception:
-    code = error.response.get("Error", {}).get("Code", "")
+    told = error.response.get("Error", {})
+    code, message = told.get("Code", ""), told.get("Message", "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in ("NoSuchKey", "NoSuchBucket", "NotFound", "404") or status == 404:
         return NotFound(uri, " (no such bucket)" if code == "NoSuchBucket" else "")
@@ -390,20 +417,18 @@ def _translated(error: Any, uri: str) -> Exception:
         return Unavailable(f"{uri}: the AWS credentials have expired; sign in again, then resume the run")
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
         return BadRequest(f"{uri}: AWS refuses the credentials ({code}); check AWS_PROFILE")
+    if code == "RequestTimeTooSkewed":
+        return BadRequest(f"{uri}: this machine's clock is wrong: {message}")
+    if code in _DOCUMENT_ERRORS or code.startswith("KMS."):
+        return AccessDenied(
+            uri, f": {_DOCUMENT_ERRORS.get(code, 'its encryption key cannot be used')} ({code}: {message})"
+        )
     if status == 403 or code in ("AccessDenied", "AllAccessDisabled", "403"):
         return AccessDenied(uri, "; S3 answers so for missing keys too, where listing the bucket is not allowed")
-    if status >= 500 or code in (
-        "SlowDown",
-        "RequestTimeout",
-        "Throttling",
-        "ThrottlingException",
-        "ServiceUnavailable",
-    ):
+    if status >= 500 or status in (408, 429) or code in ("SlowDown", "RequestTimeout", "Throttling"):
         return Unavailable(f"{uri}: S3 answers {code or status} past {ATTEMPTS} attempts; try again later")
-    if code in ("InvalidBucketName", "InvalidURI", "KeyTooLongError", "InvalidObjectState", "PermanentRedirect"):
-        return DocumentError(
-            FailureCode.ACCESS_DENIED if code == "InvalidObjectState" else FailureCode.NOT_FOUND, f"{uri}: {error}"
-        )
+    if 400 <= status < 500:  # of this request alone: asking again would be answered alike
+        return NotFound(uri, f" for S3, which answers {code or status}: {message}")
     return Unavailable(f"{uri}: {error}")
 
 

@@ -6,7 +6,6 @@ dies costs no attempt of the shard, so any number of such documents is dealt wit
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -14,10 +13,10 @@ import subprocess
 import sys
 from typing import Literal
 
-from worker.contract import ExitCode, FailureCode, Marker, RunPaths, Task
+from worker.contract import ExitCode, FailureCode, Marker, Receipt, RunPaths, Task
 from worker.marker import read_marker
 from worker.outcomes import Ended, write_failure
-from worker.receipts import PROGRESS, ReceiptLog, print_line
+from worker.receipts import ReceiptLog, parse_line, print_line
 from worker.settings import Settings
 from worker.storage import Storage
 
@@ -55,7 +54,7 @@ class Supervisor:
             self._child.send_signal(signal.SIGTERM)
 
     def run(self, marker: Marker) -> ExitCode:
-        """From the marker that the crash left, to the end of the shard."""
+        """From the marker that a crash left, to the end of the shard."""
         seen = False  # whether we were there when the worker died: then nothing but what it read is to blame
         while not self._draining:
             suspects = self._judge(marker, seen)
@@ -86,9 +85,11 @@ class Supervisor:
                     f"the worker died {suspects.pop(key)} times while it read this document, the last time nothing else"
                 )
                 failure = self._paths.failure(task)
-                self._receipts.add(
-                    write_failure(self._settings, self._storage, failure, task, FailureCode.WORKER_CRASHED, message)
+                receipt = write_failure(
+                    self._settings, self._storage, failure, task, FailureCode.WORKER_CRASHED, message
                 )
+                self._ended.note(receipt)
+                self._receipts.add(receipt)
         return suspects
 
     def _is_open(self, key: str) -> bool:
@@ -97,17 +98,25 @@ class Supervisor:
     def _run_child(self, phase: Literal["suspects", "rest"]) -> int:
         """The child's exit code, as a shell would give it: 128 + signal."""
         log.info("reading %s in a process of its own", "the suspects of a crash" if phase == "suspects" else "the rest")
-        environment = {**os.environ, "PAGEFLEET_SUPERVISED": phase}
-        command = [sys.executable, "-m", "worker"]
-        with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as self._child:
+        environment = {
+            **os.environ,
+            "PAGEFLEET_SUPERVISED": phase,
+            "PAGEFLEET_DRAIN_SECONDS": str(0.8 * self._settings.drain_seconds),  # it must be gone before we are
+        }
+        command = [sys.executable, "-P", "-m", "worker"]
+        with subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, encoding="utf-8", errors="replace"
+        ) as self._child:
             if self._draining:
                 self._child.send_signal(signal.SIGTERM)
             assert self._child.stdout
             for line in self._child.stdout:
-                if PROGRESS in json.loads(line):
+                said = parse_line(line)
+                if isinstance(said, Receipt):
+                    self._ended.note(said)
+                    self._receipts.add(said)
+                elif said:
                     print_line(line.rstrip("\n"))
-                else:
-                    self._receipts.add_line(line.rstrip("\n"))
         code = self._child.returncode
         self._child = None
         return 128 - code if code < 0 else code

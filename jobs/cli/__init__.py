@@ -69,6 +69,10 @@ def main() -> None:
     help="Scale larger pages down.  [default: the engine's]",
 )
 @click.option("--keep-furniture", is_flag=True, help="Keep running heads, feet and page numbers in the text.")
+@click.option("--page-timeout", type=float, default=120.0, show_default=True, help="Seconds to decode one page.")
+@click.option(
+    "--decode-memory", type=click.IntRange(256), default=3072, show_default=True, help="MiB for decoding one document."
+)
 @click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: one for four CPUs]")
 @click.option("--shards", type=click.IntRange(1, 10_000), help="How many pieces the run is dealt into.")
 @click.option("--no-report", is_flag=True, help="Don't write report.html.")
@@ -355,6 +359,8 @@ def _options(given: dict[str, Any]) -> Options:
         longest_side=given["longest_side"],
         lang=given["lang"],
         keep_furniture=given["keep_furniture"],
+        page_timeout=given["page_timeout"],
+        decode_memory=given["decode_memory"],
         engine_options={key: value for key, _, value in pairs},
     )
 
@@ -370,7 +376,7 @@ def _console(*, stderr: bool = False) -> Console:
 
     console = Console(stderr=stderr)
     if not console.is_terminal:
-        console.width = 160  # a file or a pipe wraps nothing
+        console.width = 1000  # a file or a pipe wraps nothing
     return console
 
 

@@ -85,6 +85,18 @@ class TooFew(Colour):
         return []
 
 
+class Unspeakable(Colour):
+    def read(self, pages: Sequence[PageImage]) -> list[PageText]:
+        raise RuntimeError("bad \udcff")
+
+
+class Unwritable(Colour):
+    """What it tells of a page is nothing that JSON knows."""
+
+    def read(self, pages: Sequence[PageImage]) -> list[PageText]:
+        return [PageText(page.width, page.height, details={"model": object()}) for page in pages]
+
+
 class Chatty(Colour):
     """Prints where the worker's receipts go."""
 

@@ -51,6 +51,7 @@ class TestNames:
             ("tab\there\n.png", "tab%09here%0A.png"),
             ("back\\slash.png", "back%5Cslash.png"),
             ("a.json/b.png", "a.json_/b.png"),
+            ("a.JSON/b.png", "a.JSON_/b.png"),
             ("x" * 300 + ".png", "x" * 187 + "~"),
         ],
     )
@@ -59,6 +60,13 @@ class TestNames:
         assert given.startswith(name)
         assert len(given.encode()) < 255
         Task(uri="s3://b/x", name=given)  # the contract refuses what would lead out of the run's folder
+
+    def test_of_very_long_keys_are_cut_and_stay_apart(self) -> None:
+        folder = "/".join(["x" * 90] * 10)
+        given = names(f"s3://b/{folder}/a.png", f"s3://b/{folder}y/a.png", "s3://b/anchor.png")
+        assert len(set(given)) == 3
+        assert all(len(name.encode()) <= 900 for name in given)
+        assert all(name.endswith("/a.png") for name in given[:2])
 
     def test_that_would_collide_are_told_apart_always_in_the_same_way(self) -> None:
         uris = ("s3://b/A.png", "s3://b/a.png", "s3://b/ü.png", "s3://b/u\u0308.png", "s3://b//c.png", "s3://b/_/c.png")
@@ -74,6 +82,7 @@ class TestNames:
         assert not {f"{given[0]}.json", f"{given[0]}.md"} & {name.partition("/")[0] for name in given[1:]}
 
     def test_of_files_whose_names_are_not_utf8(self) -> None:
+        assert plan("file:///tmp/%FF/a.png", "file:///tmp/%FF/b.png").root == "file:///tmp/%FF"
         assert names("file:///tmp/%FF.png", "file:///tmp/a.png") == ["%FF.png", "a.png"]
 
 
@@ -108,7 +117,7 @@ class TestInputs:
         assert self.find(f"{tmp_path}/w[1].png")[0] == ["w[1].png"]
 
     def test_what_is_not_there_is_told_at_once(self, tmp_path: Path) -> None:
-        for missing in ("gone.png", "*.gone"):
+        for missing in ("gone.png", "*.gone", "gone" * 100):
             with pytest.raises(UsageError, match="gone"):
                 self.find(str(tmp_path / missing))
 

@@ -18,10 +18,11 @@ ADVANCE = 11  # pixels of a character at SIZE
 
 PROSE = (
     "The harbour lay quiet under a low sky while the last boats came in from the banks with their holds half full and "
-    "their crews too tired to sing. Nobody on the quay spoke of the storm, though each had watched it gather since noon "
-    "behind the lighthouse. Nets were hung to dry along the wall and children counted baskets until they were called "
-    "home. Later that evening the wind turned and the first rain fell on the slates of the old customs house, where the "
-    "clerk still wrote by candle light about cargoes that had never arrived and ships that nobody would see again. "
+    "their crews too tired to sing. Nobody on the quay spoke of the storm, though each had watched it gather since "
+    "noon behind the lighthouse. Nets were hung to dry along the wall and children counted baskets until they were "
+    "called home. Later that evening the wind turned and the first rain fell on the slates of the old customs house, "
+    "where the clerk still wrote by candle light about cargoes that had never arrived and ships that nobody would "
+    "see again. "
 )
 
 
@@ -99,7 +100,7 @@ def test_columns_are_read_one_after_the_other(paper: list[Line]) -> None:
 def test_three_columns_under_a_headline_and_above_a_full_width_notice() -> None:
     columns = [wrapped(f"Column{n} " + PROSE, 100 + n * 520, 300, 44) for n in range(3)]
     end = 300 + 20 * STEP
-    lines = [line("HARBOUR NEWS OF THE WEEK", 300, 150, size=60), *sum(columns, [])]
+    lines = [line("HARBOUR NEWS OF THE WEEK", 300, 150, size=60), *columns[2], *columns[0], *columns[1]]
     lines += wrapped("Notice: " + PROSE[:300], 100, end, 140)
     text = flat(read(lines))
     assert [text.index(mark) for mark in ("HARBOUR", "Column0", "Column1", "Column2", "Notice")] == sorted(
@@ -145,6 +146,7 @@ def test_fragments_of_a_row_are_put_together() -> None:
     ("first", "second", "elsewhere", "expected"),
     [
         ("all the inter-", "national treaties", "", "all the international treaties"),
+        ("some six-", "teen boats", "", "some sixteen boats"),
         ("a well-", "known harbour", "", "a well-known harbour"),
         ("a long-", "lived bird", "a long-lived bird flew", "a long-lived bird"),
         ("the light-", "house keeper", "our lighthouse stood here", "the lighthouse keeper"),

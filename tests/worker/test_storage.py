@@ -191,3 +191,32 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     import botocore.retries.standard
 
     monkeypatch.setattr(botocore.retries.standard.ExponentialBackoff, "delay_amount", lambda *_: 0)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "expected"),
+    [
+        (404, "NoSuchKey", NotFound),
+        (403, "AccessDenied", AccessDenied),
+        (403, "InvalidObjectState", AccessDenied),
+        (400, "KMS.DisabledException", AccessDenied),
+        (400, "InvalidRequest", AccessDenied),
+        (400, "XMinioInvalidObjectName", NotFound),
+        (403, "RequestTimeTooSkewed", BadRequest),
+        (403, "InvalidAccessKeyId", BadRequest),
+        (400, "ExpiredToken", Unavailable),
+        (429, "TooManyRequests", Unavailable),
+        (503, "SlowDown", Unavailable),
+        (500, "InternalError", Unavailable),
+    ],
+)
+def test_what_an_error_of_s3_means(status: int, code: str, expected: type[Exception]) -> None:
+    from botocore.exceptions import ClientError
+
+    class Refusing:
+        def get_object(self, **_: str) -> None:
+            response = {"Error": {"Code": code, "Message": "so"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+            raise ClientError(response, "GetObject")  # type: ignore[arg-type]
+
+    with pytest.raises(expected, match=r"s3://inputs/a\.bin"):
+        S3Storage(Refusing()).read("s3://inputs/a.bin")  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import RunOnDisk, draw, worker_environment
-from worker.contract import ExitCode, Failure, Options, Receipt, Result
+from worker.contract import ExitCode, Failure, Options, Receipt, Result, Task
 from worker.storage import path_uri
 
 MakeRun = Callable[..., RunOnDisk]
@@ -155,7 +156,6 @@ def test_killed_at_any_moment_nothing_is_lost_or_read_twice(make_run: MakeRun, t
     assert run.work(attempt=3).returncode == ExitCode.OK
     assert run.outcomes() == dict.fromkeys(names, "ok")
     assert len(log.read_text().splitlines()) <= len(names) + 4  # those in hand at a kill, and no more
-    assert not list(run.folder.rglob(".pagefleet-*")) or run.outcomes()
 
 
 def test_sigterm_drains(make_run: MakeRun) -> None:
@@ -189,6 +189,39 @@ def test_sigterm_gives_up_what_does_not_end_in_time(make_run: MakeRun) -> None:
     assert run.outcomes() == {"a.png": "ok", "b.png": "none"}
 
 
+def test_work_that_is_given_up_again_and_again_is_no_suspect(make_run: MakeRun) -> None:
+    run = make_run({"a.tiff": ["slow"] * 12})
+    for attempt in range(1, 6):
+        process = run.start(attempt=attempt, PAGEFLEET_DRAIN_SECONDS="0")
+        _wait_for(lambda: run.marker() is not None and "a.tiff" in run.marker().in_flight)  # type: ignore[union-attr]
+        process.terminate()
+        _, err = process.communicate(timeout=20)
+        assert process.returncode == ExitCode.DRAINED, err
+        marker = run.marker()
+        assert marker
+        assert (marker.in_flight, marker.suspects) == ([], {})
+    assert run.work(attempt=6).returncode == ExitCode.OK
+    assert run.outcomes() == {"a.tiff": "ok"}
+
+
+def test_a_drain_among_suspects_keeps_them(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "kill", "b.tiff": ["slow"] * 20, "c.png": "read"})
+    assert run.work(attempt=1).returncode == 137
+    marker = run.marker()
+    assert marker
+    suspects = set(marker.in_flight)
+    process = run.start(attempt=2)
+    _wait_for(lambda: (run.marker() or marker).isolated)
+    process.terminate()
+    process.communicate(timeout=30)
+    assert process.returncode == ExitCode.DRAINED
+    left = run.marker()
+    assert left
+    assert set(left.suspects) <= suspects
+    assert run.work(attempt=3).returncode == ExitCode.OK
+    assert run.outcomes() == {"a.png": "worker_crashed", "b.tiff": "ok", "c.png": "ok"}
+
+
 def test_sigterm_reaches_a_supervised_worker(make_run: MakeRun, tmp_path: Path) -> None:
     names = {f"{number:02d}.png": "slow" for number in range(30)}
     run = make_run({"a.png": "kill_once"} | names, options=Options(engine_options={"once": str(tmp_path / "once")}))
@@ -212,6 +245,75 @@ def test_what_failed_is_read_again_only_when_asked(make_run: MakeRun, tmp_path: 
     run.work(attempt=1, PAGEFLEET_ATTEMPT_OFFSET="2", PAGEFLEET_RETRY_FAILED="1")
     assert run.outcomes() == {"a.png": "ok", "b.png": "ok", "c.tiff": "partial"}
     assert {receipt.task for receipt in run.receipts(attempt=3)} == {"b.png", "c.tiff"}
+
+
+def test_a_partial_result_is_better_than_a_retry_that_fails(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run({"a.tiff": ["read", "raise"]})
+    run.work()
+    (tmp_path / "in/a.tiff").unlink()
+    done = run.work(attempt=1, PAGEFLEET_ATTEMPT_OFFSET="1", PAGEFLEET_RETRY_FAILED="1")
+    assert done.returncode == ExitCode.OK
+    assert run.outcomes() == {"a.tiff": "partial"}
+    assert [receipt.outcome for receipt in run.receipts(attempt=2)] == ["partial"]
+
+
+def test_what_times_out_again_is_told_once(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read", "b.png": "hang"}, options=Options(engine_timeout=0.5))
+    run.work(attempt=1)
+    run.work(attempt=2)
+    assert run.outcomes() == {"a.png": "ok", "b.png": "timeout"}
+    again = {"PAGEFLEET_ATTEMPT_OFFSET": "2", "PAGEFLEET_RETRY_FAILED": "1"}
+    assert run.work(attempt=1, **again).returncode == ExitCode.CRASHED
+    assert run.work(attempt=2, **again).returncode == ExitCode.OK
+    assert run.outcomes() == {"a.png": "ok", "b.png": "timeout"}
+    assert [receipt.code for receipt in run.receipts(attempt=4)] == ["timeout"]
+
+
+def test_a_decoder_that_does_not_start_is_not_blamed_on_documents(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read", "b.png": "read"})
+    done = run.work(PAGEFLEET_DECODER="no.such.module")
+    assert done.returncode == ExitCode.TRY_AGAIN, done.stderr
+    assert "the decoding process doesn't start" in done.stderr
+    assert run.outcomes() == {"a.png": "none", "b.png": "none"}
+    assert run.work(attempt=2).returncode == ExitCode.OK
+
+
+@pytest.mark.parametrize("engine", ["Unspeakable", "Unwritable"])
+def test_what_json_cannot_hold_costs_the_page(make_run: MakeRun, engine: str) -> None:
+    run = make_run({"a.png": "read"}, engine=f"tests.faults.engines:{engine}")
+    assert run.work().returncode == ExitCode.OK
+    assert run.outcomes() == {"a.png": "engine_error"}
+
+
+def test_a_uri_that_nothing_can_open_costs_itself_alone(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read"})
+    odd = Task(uri="file:///tmp/a%00b.png", name="odd.png")
+    run = RunOnDisk(run.folder, [[odd, *run.tasks[0]]])
+    assert run.work().returncode == ExitCode.OK
+    assert run.outcomes() == {"odd.png": "not_found", "a.png": "ok"}
+
+
+def test_a_module_beside_the_documents_is_not_run(make_run: MakeRun, tmp_path: Path) -> None:
+    from jobs.runner import Runner, RunnerOptions
+
+    run = make_run({"a.png": "read"})
+    (tmp_path / "worker.py").write_text("raise SystemExit('hijacked')")
+    options = RunnerOptions(workers=1, threads=1, environment=worker_environment())
+    runner = Runner(run.paths.base, options, on_receipt=print, on_progress=print, on_log=print)
+    here = Path.cwd()
+    try:
+        os.chdir(tmp_path)
+        assert [end.exit_code for end in runner.run([0])] == [ExitCode.OK]
+    finally:
+        os.chdir(here)
+    assert run.outcomes() == {"a.png": "ok"}
+
+
+def test_names_that_ascii_cannot_write_are_told(make_run: MakeRun) -> None:
+    run = make_run({"영수증.png": "read"})
+    done = run.work(PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert [receipt.task for receipt in run.receipts()] == ["영수증.png"]
 
 
 def test_receipts_that_were_lost_are_made_up_for_by_looking(make_run: MakeRun) -> None:
@@ -279,6 +381,18 @@ class TestOneDocument:
         source = draw(tmp_path / "a.png")
         assert self.work(str(source), f"{tmp_path.as_uri()}/out/").returncode == ExitCode.OK
         assert (tmp_path / "out/a.png.json").exists()
+
+    def test_a_name_cannot_lead_out_of_the_folder(self, tmp_path: Path) -> None:
+        draw(tmp_path / "..%2Fout.png")
+        assert self.work(path_uri(tmp_path / "..%2Fout.png"), f"{tmp_path.as_uri()}/out/").returncode == ExitCode.OK
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["..%2Fout.png.json"]
+
+    def test_a_success_removes_the_failure_before_it(self, tmp_path: Path) -> None:
+        source = draw(tmp_path / "a.png", "raise")
+        self.work(str(source), str(tmp_path / "o.json"))
+        draw(tmp_path / "a.png", "read")
+        assert self.work(str(source), str(tmp_path / "o.json")).returncode == ExitCode.OK
+        assert not (tmp_path / "o.failure.json").exists()
 
     def test_says_why_it_failed(self, tmp_path: Path) -> None:
         source = draw(tmp_path / "a.png", "raise")

@@ -1,6 +1,8 @@
 """From the unordered lines of an engine to pages that read: reading order, roles and markdown.
 
-`furniture` finds running heads and feet, `columns` the order, `tables` and `blocks` what the lines are, `text` joins them."""
+`furniture` finds running heads and feet, `columns` the order, `tables` and `blocks` what the lines are, `text` joins
+them.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,8 @@ def compose(pages: Sequence[Page], *, keep_furniture: bool = False) -> list[Page
     boxes = [boxes_of(page) for page in read]
     units = [unit_of(each) for each in boxes]
     slips = [_is_slip(each, unit) for each, unit in zip(boxes, units, strict=True)]
+    if 2 * sum(slips) <= len(slips):
+        slips = [False] * len(slips)  # a narrow page among wide ones
     roles = furniture_of(boxes, [page.height for page in read], slips)
     composed = iter(
         [

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 from statistics import median
 
 from worker.contract import Role
@@ -120,13 +121,14 @@ def _text_blocks(rows: Sequence[Row], style: Style) -> list[Block]:
     right = _quantile([row.x1 for row in rows], 0.9)
     left = _quantile([row.x0 for row in rows], 0.1)
     blocks: list[Block] = []
-    for chunk in _chunks(rows, pitch, style):
+    chunks = _chunks(rows, pitch, style)
+    for n, chunk in enumerate(chunks):
         edge = _edge(chunk, right, style.unit)
         if style.slip:
             text = "\n".join(row_text(row) for row in chunk)
             blocks.append(Block(Kind.PARAGRAPH, _boxes(chunk), text, verbatim=True, rows=list(chunk)))
             continue
-        blocks += _paragraphs(chunk, edge, style)
+        blocks += _paragraphs(chunk, edge, _listed(chunks[max(0, n - 1) : n + 2], chunk), style)
     if not style.slip:
         _mark_headings(blocks, left, right, style)
     return blocks
@@ -134,7 +136,7 @@ def _text_blocks(rows: Sequence[Row], style: Style) -> list[Block]:
 
 def _pitch(rows: Sequence[Row], unit: float) -> float:
     """The usual distance between two lines of running text, in pixels."""
-    steps = [below.y - above.y for above, below in zip(rows, rows[1:], strict=False)]
+    steps = [below.y - above.y for above, below in pairwise(rows)]
     near = [step for step in steps if step < 2.4 * unit]
     return median(near) if near else 1.4 * unit
 
@@ -142,7 +144,7 @@ def _pitch(rows: Sequence[Row], unit: float) -> float:
 def _chunks(rows: Sequence[Row], pitch: float, style: Style) -> list[list[Row]]:
     """Rows that follow each other at the usual distance and in one size."""
     chunks = [[rows[0]]]
-    for above, below in zip(rows, rows[1:], strict=False):
+    for above, below in pairwise(rows):
         small, large = sorted((above.height, below.height))
         apart = below.y - above.y > 1.35 * max(pitch, 0.9 * large)
         if apart or (large > 1.35 * small and not style.slip and _sizes_differ(above, below)):
@@ -153,7 +155,7 @@ def _chunks(rows: Sequence[Row], pitch: float, style: Style) -> list[list[Row]]:
 
 
 def _sizes_differ(one: Row, other: Row) -> bool:
-    """Whether two rows of different height are set in different sizes: a raised figure makes a row higher, not wider."""
+    """Whether rows of different height are set in different sizes: a raised figure makes a row higher, not wider."""
     low, high = sorted((one, other), key=lambda row: row.height)
     return min(one.letters, other.letters) > 3 and high.advance > 1.1 * low.advance
 
@@ -167,7 +169,7 @@ def _edge(chunk: Sequence[Row], right: float, unit: float) -> float:
     return own if len(chunk) > 2 and reach * 2 >= len(chunk) - 1 else max(own, right)
 
 
-def _paragraphs(chunk: Sequence[Row], edge: float, style: Style) -> list[Block]:
+def _paragraphs(chunk: Sequence[Row], edge: float, listed: set[int], style: Style) -> list[Block]:
     """Cuts a chunk where a line begins anew: a bullet, an indent, or after a line that had room for the next word."""
     hanging = _hanging(chunk, style.unit)
     groups: list[list[Row]] = [[chunk[0]]]
@@ -178,12 +180,14 @@ def _paragraphs(chunk: Sequence[Row], edge: float, style: Style) -> list[Block]:
         text = row_text(row)
         room = edge - above.x1
         word = row.x1 - row.x0 if " " not in text else len(text.split()[0]) * (row.x1 - row.x0) / max(1, len(text))
-        broken = room > word + 1.2 * style.unit
-        item = _is_item(text, chunk)
+        goes_on = text[:1].islower() and not _ENDS.search(row_text(above))
+        broken = room > word + (8 if goes_on else 1.2) * style.unit
+        item = _is_item(text, chunk, listed)
         if hanging:
-            begins = row.x0 < chunk[0].x0 + 0.6 * style.unit
+            begins = row.x0 < groups[-1][0].x0 + 0.6 * style.unit
         else:
             begins = _indented(groups[-1], row, below, style.unit) or (broken and not _hyphenated(above))
+            begins = begins or _is_label(above, row, below, edge)
         if item or begins:
             groups.append([row])
             short.append(broken and not item and not hanging)
@@ -194,7 +198,7 @@ def _paragraphs(chunk: Sequence[Row], edge: float, style: Style) -> list[Block]:
         text = row_text(group[0])
         for row in group[1:]:
             text = join_lines(text, row_text(row), style.vocabulary)
-        item = _is_item(text, chunk)
+        item = _is_item(text, chunk, listed)
         full = group[-1].x1 > edge - 2 * style.unit
         before = blocks[-1] if blocks else None
         alone = len(group) == 1 and not item
@@ -216,11 +220,20 @@ def _hyphenated(row: Row) -> bool:
     return re.search(r"[^\W\d_]-$", row.boxes[-1].text.rstrip()) is not None
 
 
-def _is_item(text: str, chunk: Sequence[Row]) -> bool:
+def _is_label(above: Row, row: Row, below: Row | None, edge: float) -> bool:
+    """Whether a short row after a sentence's end is no part of a paragraph, but what the next one is about."""
+    text = row_text(row)
+    if below is None or not text[:1].isupper() or _ENDS.search(text) or not _ENDS.search(row_text(above)):
+        return False
+    return row.x1 - row.x0 < 0.4 * (edge - above.x0) and row_text(below)[:1].isupper() and len(text.split()) < 6
+
+
+def _is_item(text: str, chunk: Sequence[Row], listed: set[int]) -> bool:
     """A bullet, or one of several consecutive numbers; a single asterisk rather marks a footnote."""
     if text.startswith("*") and sum(row.boxes[0].text.startswith("*") for row in chunk) < 2:
         return False
-    return bool(_BULLET.match(text) or (_NUMBERED.match(text) and _is_list(chunk)))
+    number = _NUMBERED.match(text)
+    return bool(_BULLET.match(text) or (number and int(number.group(1)) in listed))
 
 
 def _hanging(chunk: Sequence[Row], unit: float) -> bool:
@@ -235,9 +248,12 @@ def _hanging(chunk: Sequence[Row], unit: float) -> bool:
     return all(re.match(r"[A-Z\d\[(“\"•*†‡]", row.boxes[0].text) for row in flush)
 
 
-def _is_list(chunk: Sequence[Row]) -> bool:
-    numbers = [int(match.group(1)) for row in chunk if (match := _NUMBERED.match(row.boxes[0].text))]
-    return len(numbers) > 1 and all(second - first == 1 for first, second in zip(numbers, numbers[1:], strict=False))
+def _listed(chunks: Sequence[Sequence[Row]], chunk: Sequence[Row]) -> set[int]:
+    """Numbers of a list's items: those that follow one another in a chunk, or from one short chunk to the next."""
+    near = [chunk] if len(chunk) > 3 else [each for each in chunks if each is chunk or len(each) <= 3]
+    rows = [row for each in near for row in each]
+    numbers = {int(match.group(1)) for row in rows if (match := _NUMBERED.match(row_text(row)))}
+    return {number for number in numbers if number - 1 in numbers or number + 1 in numbers}
 
 
 def _indented(group: Sequence[Row], row: Row, below: Row | None, unit: float) -> bool:
@@ -272,7 +288,7 @@ def _mark_headings(blocks: Sequence[Block], left: float, right: float, style: St
 
 
 def _is_heading(block: Block, text: str, following: Block, width: float) -> bool:
-    """Whether a block of the text's own size is a heading by its form: capitals, a section's number, or a short line."""
+    """Whether a block of the text's own size is a heading by its form: capitals, a section's number, a short line."""
     if following.kind is Kind.HEADING or (following.kind is Kind.PARAGRAPH and "\n" in following.text):
         return False
     if text.isupper():
@@ -281,7 +297,7 @@ def _is_heading(block: Block, text: str, following: Block, width: float) -> bool
         return False
     if _SECTION.match(text):
         return True
-    runs = following.kind is Kind.PARAGRAPH and len(following.rows) > 1
+    runs = following.kind is Kind.ITEM or (following.kind is Kind.PARAGRAPH and len(following.rows) > 1)
     return runs and text[:1].isupper() and "," not in text
 
 

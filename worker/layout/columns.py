@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from statistics import median
 
 from worker.layout.geometry import Box
@@ -54,7 +54,7 @@ def _strips(boxes: Sequence[Box], unit: float) -> list[tuple[float, float]]:
     )
     counted: list[tuple[int, float, float]] = []  # boxes that cross, start, end
     crossing = 0
-    for (x, step), (following, _) in zip(events, events[1:], strict=False):
+    for (x, step), (following, _) in pairwise(events):
         crossing += step
         if following > x:
             counted.append((crossing, x, following))
@@ -100,7 +100,7 @@ def _bands(boxes: Sequence[Box], start: float, end: float, unit: float) -> tuple
 
 
 def _heads(boxes: Sequence[Box], spanning: Box, unit: float) -> list[Box]:
-    """The few lines at a band's end that stand clear of its columns and near the line that spans them: they go with it."""
+    """The few lines at a band's end that stand clear of its columns, near the line that spans them: they go with it."""
     below = sorted(boxes, key=lambda box: -box.y)
     for n, box in enumerate(below[:3]):
         gap = box.top - max((above.bottom for above in below[n + 1 :]), default=box.top)
@@ -159,7 +159,7 @@ def _usual_width(boxes: Sequence[Box]) -> float:
 
 
 def _usual_letters(boxes: Sequence[Box]) -> int:
-    """How long the line is in which the middle one of all letters stands: a small table among the text counts little."""
+    """How long the line is in which the middle one of all letters stands: a small table counts little there."""
     lengths = sorted(box.letters for box in boxes)
     half = sum(lengths) / 2
     return next((length for length, upto in zip(lengths, accumulate(lengths), strict=True) if upto >= half), 0)

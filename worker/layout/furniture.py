@@ -82,7 +82,7 @@ def _repeated(pages: Sequence[Sequence[Box]], heights: Sequence[int]) -> list[di
 
 
 def _outermost(boxes: Sequence[Box], repeated: dict[int, Role], index: dict[int, int]) -> dict[int, Role]:
-    """Of the repeated lines those in a page's outer rows, clear of the text: a form's labels repeat all over its pages."""
+    """Of the repeated lines those in a page's outer rows, clear of the text: a form's labels repeat all over it."""
     upright = [box for box in boxes if box.upright]
     found = {n: role for n, role in repeated.items() if not boxes[n].upright}
     if len(found) == len(repeated):
@@ -164,14 +164,15 @@ def _by_distance(row: Row, inner: Row, role: Role, sheet: _Sheet, numbered: bool
     text = " ".join(box.text for box in row.boxes)
     head = role is Role.PAGE_HEADER
     at_edge = row.y < 0.1 * sheet.height if head else row.y > 0.92 * sheet.height
-    clear = abs(inner.y - row.y) > 1.6 * sheet.pitch and row.height < 1.25 * sheet.unit
+    small = row.height < 0.8 * sheet.unit
+    clear = abs(inner.y - row.y) > (1.3 if small else 1.6) * sheet.pitch and row.height < 1.25 * sheet.unit
     if not (sheet.dense and at_edge and clear) or len(text) > 80:
         return False
     if re.search(r"[.:;,]$", text) or _DATE.search(text) or (not head and re.match(r"[\d*†‡]", text)):
         return False  # a sentence, a letter's date, a footnote
     corners = len(row.boxes) > 1 and row.x1 - row.x0 > 0.5 * (sheet.right - sheet.left)
     goes_on = head and inner.boxes[0].text[:1].islower()
-    return numbered or corners or goes_on or row.height < 0.8 * sheet.unit
+    return numbered or corners or goes_on or small
 
 
 def _pitch(boxes: Sequence[Box], unit: float) -> float:

@@ -16,7 +16,7 @@ _NUMERIC = re.compile(r"[\d.,:;/%()+\-−–—~*#$€£¥₩₹|\s]*\d[\d.,:;/%
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Box:
-    """Text in deskewed pixels: `x0..x1` along its baseline, `y` of its middle, `height` across it; equal by identity."""
+    """Text in deskewed pixels: `x0..x1` along its baseline, `y` its middle, `height` across it; equal by identity."""
 
     lines: tuple[Line, ...]  # one, or an initial and the line that goes on beside it
     text: str
@@ -124,7 +124,7 @@ class Row:
 
 
 def rows_of(boxes: Sequence[Box]) -> list[Row]:
-    """Groups boxes into visual rows, from top to bottom. Follows a row from box to box, so that a curl is followed too."""
+    """Groups boxes into visual rows, from top to bottom. A row is followed from box to box, even where it is curled."""
     rows: list[list[Box]] = []
     for box in sorted(boxes, key=lambda box: (box.x0, box.y)):
         best, distance = None, math.inf

@@ -6,6 +6,7 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import median
 
 from worker.layout.geometry import Box, Row, is_numeric
@@ -174,7 +175,7 @@ def _columns(cells: Sequence[tuple[Box, ...]], rows: int, unit: float) -> list[t
     allowed = int(0.12 * rows)
     columns: list[list[float]] = []
     crossing = 0
-    for (x, step), (following, _) in zip(events, events[1:], strict=False):
+    for (x, step), (following, _) in pairwise(events):
         crossing += step
         if crossing > allowed:
             if columns and x - columns[-1][1] < 0.4 * unit:

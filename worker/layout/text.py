@@ -17,6 +17,7 @@ _COMPOUND = re.compile(
     r"self|well|ex|half|cross|one|two|three|four|five|six|seven|eight|nine|ten|twenty|thirty|forty|fifty|sixty|seventy|"
     r"eighty|ninety|high|low|long|short|full|part|so|all|ever|ill|much"
 )
+_NUMBERS = ("four", "six", "seven", "nine")  # also the first part of fourteen and sixty
 _BLOCK = re.compile(r"(?:#{1,6}(?=\s|$)|>|={2,}\s*$|-{2,}\s*$|(?:[-_*]\s*){3,}$|```|~~~)")
 _EMPHASIS = re.compile(
     r"(?<![\\*\w])(\*{1,3})(?=[^\s*])([^*\n]*[^\s*])\1(?!\*)"
@@ -46,6 +47,8 @@ class Vocabulary:
             return False
         if first + second in self._words:
             return True
+        if first in _NUMBERS and second in ("teen", "ty"):
+            return True
         if f"{first}-{second}" in self._words or "-" in head or len(head) == 1 or _COMPOUND.fullmatch(first):
             return False
         return not (len(second) > 3 and first in self._words and second in self._words)
@@ -56,7 +59,7 @@ def join_lines(first: str, second: str, vocabulary: Vocabulary) -> str:
     first, second = first.rstrip(), second.lstrip()
     if not first or not second:
         return first + second
-    broken, tail = _BROKEN.search(first), _CONTINUES.match(second)
+    broken, tail = _BROKEN.search(first.rsplit(None, 1)[-1]), _CONTINUES.match(second)
     if broken and tail:
         joined = vocabulary.joins(broken.group(1), tail.group())
         return (first[:-1] if joined else first) + second
