@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +14,7 @@ from pathlib import Path
 from jobs.aws import AwsError
 from jobs.batch import BatchRun, Child
 from jobs.errors import JobError, UsageError
+from jobs.results import open_run
 from jobs.watch import why_failed
 from worker.contract import RunPaths
 from worker.storage import LocalStorage, Storage, path_uri
@@ -32,6 +35,20 @@ class LogLine:
     text: str
 
 
+def check_out(run: BatchRun, out: Path) -> None:
+    """Raises: UsageError where something else than an earlier copy of the run is already."""
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is a file: choose another --out")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    try:
+        there = open_run(str(out)).run.id
+    except JobError as error:
+        raise UsageError(f"{out} is not empty and holds no copy of a run: choose another --out") from error
+    if there != run.id:
+        raise UsageError(f"{out} holds a copy of run {there}: choose another --out")
+
+
 def download(storage: Storage, paths: RunPaths, out: Path, *, documents: bool = True) -> int:
     """Copies a run's folder into a local one; without `documents` all but the results. Returns the number of files.
 
@@ -43,15 +60,20 @@ def download(storage: Storage, paths: RunPaths, out: Path, *, documents: bool = 
         for entry in storage.list(root)
         if documents or not entry.uri.removeprefix(root).startswith(_FOLDERS_OF_DOCUMENTS)
     ]
-
-    def copy(uri: str) -> None:
+    for uri in wanted:
         name = uri.removeprefix(root)
-        target = out / name
-        if ".." in Path(name).parts or not name or not target.resolve().is_relative_to(out.resolve()):
+        if not name or ".." in name.split("/") or not (out / name).resolve().is_relative_to(out.resolve()):
             raise JobError(f"{uri} would be written outside of {out}: nothing of a run has such a name; remove it")
-        local.write(path_uri(target), storage.read(uri))
+    for folder in ("failures", "logs"):  # of an earlier copy: what failed then may have been read since
+        shutil.rmtree(out / folder, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch, ThreadPoolExecutor(COPIERS) as pool:
 
-    with ThreadPoolExecutor(COPIERS) as pool:
+        def copy(uri: str) -> None:
+            fetched = storage.fetch(uri, Path(scratch))
+            local.upload(path_uri(out / uri.removeprefix(root)), fetched.path)
+            if fetched.temporary:
+                fetched.path.unlink()
+
         for _ in pool.map(copy, wanted):
             pass
     return len(wanted)

@@ -131,7 +131,13 @@ class Watch:
         starts = [attempt.started for child in children for attempt in child.attempts[:1] if attempt.started]
         stops = [attempt.stopped or now for child in children for attempt in child.attempts[-1:]]
         if starts and stops and max(stops) > min(starts):
-            snapshot.pages_per_second = snapshot.pages / (max(stops) - min(starts)).total_seconds()
+            pages = sum(
+                pages
+                for (_, attempt), ended in self._ended.items()
+                if attempt > self._run.record.job.resumed_after
+                for _, pages in ended.values()
+            )
+            snapshot.pages_per_second = pages / (max(stops) - min(starts)).total_seconds()
 
     def _price(self, *, last: bool) -> Cost | None:
         if last or self._cost is None or self._clock() - self._cost[0] >= COST_SECONDS:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from jobs.errors import CliExit, JobError, UsageError
+from jobs.errors import CliExit, JobError
 
 if TYPE_CHECKING:
     from jobs.batch import BatchRun
@@ -17,11 +17,8 @@ if TYPE_CHECKING:
     from jobs.stack import Stack
     from jobs.watch import Snapshot
 
-# Options that `submit` has in common with `run`, and takes from it.
-READING = (
-    *("keys_file", "engine", "engine_options", "lang", "pages", "pages_per_task"),
-    *("dpi", "max_pixels", "longest_side", "keep_furniture", "shards", "dry_run"),
-)
+# Of `run`, and not of `submit`, which takes all its other options over.
+LOCAL_ONLY = {"inputs", "out", "workers", "no_report", "as_json"}
 
 stack_option = click.option(
     "--stack", default="dev", show_default=True, envvar="PAGEFLEET_STACK", help="A deployed stack.  [$PAGEFLEET_STACK]"
@@ -153,14 +150,13 @@ def fetch_command(run: str, **given: Any) -> None:
     from jobs.cli import _Table, _tell
     from jobs.collect import collect
     from jobs.cost import run_cost
-    from jobs.fetch import download, save_logs
+    from jobs.fetch import check_out, download, save_logs
     from jobs.local import write_report_file
     from jobs.results import open_run
 
     found = _open(run, given)
     out = Path(given["out"] or f"runs/{found.id}")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is a file: choose another --out")
+    check_out(found, out)
     if found.status() not in (None, *ENDED):
         click.echo(f"note: the run is live, this is what there is now; `pagefleet watch {found.id}`", err=True)
     spent = run_cost(found)
@@ -349,8 +345,7 @@ COMMANDS = (
 
 def register(main: click.Group) -> None:
     """Adds the commands to `pagefleet`."""
-    reading = {param.name: param for param in main.commands["run"].params}
-    submit_command.params[1:1] = [reading[name] for name in READING]
+    submit_command.params[1:1] = [param for param in main.commands["run"].params if param.name not in LOCAL_ONLY]
     for command in COMMANDS:
         main.add_command(command)
 

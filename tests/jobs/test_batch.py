@@ -41,7 +41,7 @@ def awkward(number: int) -> str:
 def test_forty_awkward_keys_are_read_by_an_array_whose_children_are_killed(
     deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pictures = {awkward(number): "slow" for number in range(40)}
+    pictures = {awkward(number): "slow" if number % 4 in (1, 2) else "read" for number in range(40)}
     deployed.upload(tmp_path, pictures)
     (tmp_path / "keys").write_text("".join(f"{key}\n" for key in pictures))
     submitted = pagefleet(
@@ -156,8 +156,8 @@ def test_what_a_dead_shard_left_is_told_and_resumed_on_batch(
     deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    deployed.upload(tmp_path, {f"{number:02d}.png": "slow" for number in range(40)} | {"bad.png": "raise"})
-    keys = [f"{number:02d}.png" for number in range(40)]
+    deployed.upload(tmp_path, {f"{number:02d}.png": "slow" for number in range(24)} | {"bad.png": "raise"})
+    keys = [f"{number:02d}.png" for number in range(24)]
     assert pagefleet("submit", *keys, "bad.png", "--shards", "2", "--run-id", "dead", *COLOUR).exit_code == 0
     assert pagefleet("resume", "dead").exit_code == 2
     job = deployed.job("dead")
@@ -185,7 +185,7 @@ def test_what_a_dead_shard_left_is_told_and_resumed_on_batch(
     assert pagefleet("watch", "dead", "--interval", "0").exit_code == 3  # bad.png
     assert pagefleet("fetch", "dead", "--out", "out", "--no-report").exit_code == 3
     after = Summary.model_validate_json((tmp_path / "out/summary.json").read_bytes())
-    assert (after.documents.ok, after.documents.failed) == (40, 1)
+    assert (after.documents.ok, after.documents.failed) == (24, 1)
     assert after.cost
     assert before.cost
     assert after.cost["usd"] > before.cost["usd"]
@@ -196,7 +196,7 @@ def test_what_a_dead_shard_left_is_told_and_resumed_on_batch(
     deployed.agent.run(deployed.job("dead"))
     assert pagefleet("fetch", "dead", "--out", "out", "--no-report").exit_code == 0
     listed = json.loads(pagefleet("runs", "--json").stdout)["runs"]
-    assert [(row["run"], row["state"], row["documents"]["ok"]) for row in listed] == [("dead", "collected", 41)]
+    assert [(row["run"], row["state"], row["documents"]["ok"]) for row in listed] == [("dead", "collected", 25)]
 
 
 def test_a_summary_can_be_fetched_without_the_documents(
@@ -226,6 +226,42 @@ def test_a_key_that_leads_out_of_the_folder_is_not_written(
     assert fetched.exit_code == 1
     assert "would be written outside" in fetched.stderr
     assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_copy_is_not_mixed_with_something_else(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    deployed.upload(tmp_path, {"a.png": "read"})
+    for run in ("one", "two"):
+        pagefleet("submit", "a.png", "--run-id", run, *COLOUR)
+        deployed.agent.run(deployed.job(run))
+    assert pagefleet("fetch", "one", "--out", "out", "--no-report").exit_code == 0
+    other = pagefleet("fetch", "two", "--out", "out", "--no-report")
+    assert other.exit_code == 2
+    assert "out holds a copy of run one" in other.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").touch()
+    assert "holds no copy of a run" in pagefleet("fetch", "two", "--out", "mine").stderr
+    assert "is a file" in pagefleet("fetch", "two", "--out", "mine/file").stderr
+
+
+def test_one_document_is_read_by_the_deployed_definition_without_a_run(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a b.png": "read"})
+    environment = {
+        "INPUT_S3_URI": "s3://inputs/a b.png",
+        "OUTPUT_S3_URI": "s3://outputs/legacy/a.json",
+        "PAGEFLEET_ENGINE": "tests.faults.engines:Colour",
+    }
+    job = deployed.client("batch").submit_job(
+        jobName="legacy",
+        jobQueue="cpu-queue",
+        jobDefinition="ocr-cpu",
+        containerOverrides={"environment": [{"name": name, "value": value} for name, value in environment.items()]},
+    )["jobId"]
+    assert [attempt.exit_code for attempt in deployed.agent.run(job)[0]] == [0]
+    result = json.loads(deployed.client("s3").get_object(Bucket="outputs", Key="legacy/a.json")["Body"].read())
+    assert (result["source_image"], result["meta"]["runtime"]) == ("s3://inputs/a b.png", "batch")
 
 
 def test_cancel_ends_a_live_run_once(deployed: Deployed, tmp_path: Path) -> None:
