@@ -1,17 +1,20 @@
 """Takes AWS Batch's place: runs the worker for each child of a job, as Batch would, with what Batch holds about it.
 
 It knows the job by Batch's API alone: environment of the definition and container overrides, retry rules, log group.
-An emulator says at once that a job has succeeded; one in this process (`hold_jobs`) can be made to tell what happens.
+An emulator says at once that a job has succeeded; one in this process (`HeldJobs`) can be made to tell what happens.
+By hand, against any emulator that the environment points to: `python -m tests.agent JOB-ID [ROLE-ARN]`.
 """
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -59,7 +62,8 @@ class Agent:
         attempts: list[Attempt] = []
         while not attempts or (attempts[-1].action == "RETRY" and len(attempts) < retry.get("attempts", 1)):
             number = len(attempts) + 1
-            stream = f"{definition['jobDefinitionName']}/default/{child.replace(':', '-')}-{number}"
+            stream = detail["container"].get("logStreamName")
+            stream = stream or f"{definition['jobDefinitionName']}/default/{child.replace(':', '-')}-{number}"
             started = _now()
             self.tell(child, "RUNNING", {"startedAt": started, "container": {"logStreamName": stream}})
             code, said = self._work(detail, {"AWS_BATCH_JOB_ARRAY_INDEX": str(shard)} if array else {}, shard, number)
@@ -105,7 +109,8 @@ class Agent:
     def _log(self, definition: dict[str, Any], stream: str, said: str) -> None:
         options = definition["containerProperties"].get("logConfiguration", {}).get("options", {})
         group = options.get("awslogs-group", "/aws/batch/job")
-        self.logs.create_log_stream(logGroupName=group, logStreamName=stream)
+        with suppress(self.logs.exceptions.ResourceAlreadyExistsException):
+            self.logs.create_log_stream(logGroupName=group, logStreamName=stream)
         events = [{"timestamp": _now(), "message": line} for line in said.splitlines() if line]
         if events:
             self.logs.put_log_events(logGroupName=group, logStreamName=stream, logEvents=events)
@@ -115,32 +120,56 @@ class Agent:
         return found
 
 
-def hold_jobs(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, dict[str, Any]], None]:
-    """Keeps the emulator in this process from ending jobs; returns how to tell it a child's (job, status, attempt)."""
-    from moto.batch.models import batch_backends
-    from moto.batch_simple.models import BatchSimpleBackend
+class HeldJobs:
+    """Jobs of the emulator in this process, which don't end by themselves as long as they are held."""
 
-    def hold(self: Any, include_start_attempt: bool, job: Any) -> None:
-        self.backend._jobs[job.job_id] = job
-        job.status = "RUNNABLE"
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from moto.batch_simple.models import BatchSimpleBackend
 
-    monkeypatch.setattr(BatchSimpleBackend, "_mark_job_as_finished", hold)
+        self.held = True
+        finish = BatchSimpleBackend._mark_job_as_finished
 
-    def tell(job_id: str, status: str, attempt: dict[str, Any]) -> None:
-        jobs = batch_backends["123456789012"]["us-east-1"]._jobs
-        job = jobs[job_id]
+        def hold(backend: Any, include_start_attempt: bool, job: Any) -> None:
+            if not self.held:
+                finish(backend, include_start_attempt, job)
+                return
+            backend.backend._jobs[job.job_id] = job
+            job.status = "RUNNABLE"
+
+        monkeypatch.setattr(BatchSimpleBackend, "_mark_job_as_finished", hold)
+
+    def tell(self, job_id: str, status: str, attempt: dict[str, Any]) -> None:
+        """What Batch would say of a child from now on."""
+        job = self.job(job_id)
         job.status = status
         job.job_stopped_reason = attempt.get("statusReason") if status == "FAILED" else None
         if "stoppedAt" in attempt:
             job.attempts.append(attempt)
         job.log_stream_name = attempt.get("container", {}).get("logStreamName")
-        parent = jobs.get(job_id.partition(":")[0])
+        parent = self.job(job_id.partition(":")[0])
         if parent is not job:
             states = {child.status for child in parent._child_jobs}
             ended = states <= {"SUCCEEDED", "FAILED"}
             parent.status = ("FAILED" if "FAILED" in states else "SUCCEEDED") if ended else "PENDING"
 
-    return tell
+    @staticmethod
+    def job(job_id: str) -> Any:
+        from moto.batch.models import batch_backends
+
+        return batch_backends["123456789012"]["us-east-1"]._jobs[job_id]
+
+
+def assume(role: str) -> dict[str, str]:
+    """The environment's AWS settings, with temporary credentials of a role."""
+    import boto3
+
+    given = boto3.client("sts").assume_role(RoleArn=role, RoleSessionName="agent")["Credentials"]
+    return {
+        **{name: value for name, value in os.environ.items() if name.startswith("AWS_")},
+        "AWS_ACCESS_KEY_ID": given["AccessKeyId"],
+        "AWS_SECRET_ACCESS_KEY": given["SecretAccessKey"],
+        "AWS_SESSION_TOKEN": given["SessionToken"],
+    }
 
 
 def _action(rules: Sequence[Mapping[str, str]], code: int, status_reason: str) -> str:
@@ -154,3 +183,16 @@ def _action(rules: Sequence[Mapping[str, str]], code: int, status_reason: str) -
 
 def _now() -> int:
     return int(time.time() * 1000)
+
+
+def _main(job_id: str, role: str | None = None) -> None:
+    import boto3
+
+    own = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
+    agent = Agent(boto3.client("batch"), boto3.client("logs"), assume(role) if role else own)
+    for shard, attempts in agent.run(job_id).items():
+        print(shard, *(f"{attempt.exit_code} {attempt.action}" for attempt in attempts))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])

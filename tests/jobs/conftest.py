@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from jobs.aws import Aws
-from tests.agent import Agent, hold_jobs
+from tests.agent import Agent, HeldJobs
 from tests.conftest import draw
 
 RULES = [
@@ -33,7 +33,7 @@ class Deployed:
     client: Callable[[str], Any]
     description: dict[str, Any]
     agent: Agent
-    tell: Callable[[str, str, dict[str, Any]], None]
+    jobs: HeldJobs
     aws: Aws
 
     @property
@@ -149,9 +149,9 @@ def deployed(s3: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Deploy
         "network": {"mode": "public", "vpc": subnet["VpcId"], "subnets": [subnet["SubnetId"]]},
         "idle_monthly_usd": {"nat_gateway": 0.0, "image_storage": 0.4},
     }
-    tell = hold_jobs(monkeypatch)
+    jobs = HeldJobs(monkeypatch)
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
-    agent = Agent(batch, client("logs"), environment, tell=tell)
-    stack = Deployed(client, description, agent, tell, Aws("us-east-1"))
+    agent = Agent(batch, client("logs"), environment, tell=jobs.tell)
+    stack = Deployed(client, description, agent, jobs, Aws("us-east-1"))
     stack.publish()
     return stack

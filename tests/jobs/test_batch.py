@@ -264,6 +264,22 @@ def test_one_document_is_read_by_the_deployed_definition_without_a_run(deployed:
     assert (result["source_image"], result["meta"]["runtime"]) == ("s3://inputs/a b.png", "batch")
 
 
+def test_an_emulator_that_ends_jobs_at_once_will_do(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the commands are tried against what the Pulumi program deployed."""
+    monkeypatch.chdir(tmp_path)
+    deployed.jobs.held = False
+    deployed.upload(tmp_path, {"a.png": "read", "b.png": "read"})
+    assert pagefleet("submit", "a.png", "b.png", "--shards", "2", "--run-id", "quick", *COLOUR).exit_code == 0
+    assert pagefleet("watch", "quick").exit_code == 4
+    deployed.agent.tell = lambda job, status, attempt: None
+    assert {attempts[-1].exit_code for attempts in deployed.agent.run(deployed.job("quick")).values()} == {0}
+    assert pagefleet("watch", "quick").exit_code == 0
+    assert pagefleet("fetch", "quick", "--no-report").exit_code == 0
+    assert pagefleet("logs", "quick").exit_code == 0
+
+
 def test_cancel_ends_a_live_run_once(deployed: Deployed, tmp_path: Path) -> None:
     deployed.upload(tmp_path, {"a.png": "read"})
     pagefleet("submit", "a.png", "--run-id", "one", *COLOUR)
@@ -271,7 +287,7 @@ def test_cancel_ends_a_live_run_once(deployed: Deployed, tmp_path: Path) -> None
     assert cancelled.exit_code == 0, cancelled.output
     detail = deployed.client("batch").describe_jobs(jobs=[deployed.job("one")])["jobs"][0]
     assert detail["statusReason"] == "cancelled with pagefleet cancel"
-    deployed.tell(deployed.job("one"), "FAILED", {})
+    deployed.jobs.tell(deployed.job("one"), "FAILED", {})
     again = pagefleet("cancel", "one")
     assert again.exit_code == 1
     assert "is not live" in again.stderr
@@ -357,5 +373,5 @@ def test_the_examples_in_the_help_work(deployed: Deployed, tmp_path: Path, monke
             if command.name == "submit" and "--dry-run" not in words:
                 deployed.agent.run(deployed.job("first"))
             if command.name == "fetch":  # cancel, which comes next, wants a live run
-                deployed.tell(deployed.job("first"), "RUNNABLE", {})
+                deployed.jobs.tell(deployed.job("first"), "RUNNABLE", {})
     assert (tmp_path / "out/first/documents/receipt.jpg.md").exists()

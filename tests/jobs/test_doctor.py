@@ -129,9 +129,7 @@ def test_watch_says_why_a_job_waits(deployed: Deployed, quotas: dict[str, float]
     (told,) = Watch(run).look().waiting
     assert "nothing is wrong" in told
 
-    from moto.batch.models import batch_backends
-
-    held = batch_backends["123456789012"]["us-east-1"]._jobs[job.id]
+    held = deployed.jobs.job(job.id)
     held.job_stopped_reason = "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - CE(s) cannot meet the requirement"
     (told,) = Watch(run).look().waiting
     assert "offer larger ones" in told
