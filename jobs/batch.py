@@ -221,6 +221,8 @@ def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str)
     queue = stack.queues[stack.definition(kind).queue].arn
     jobs = [job.id for job in record.jobs] if record else _jobs_named(aws, queue, job_name(run_id))
     if not jobs:
+        if next(iter(storage.list(paths.file("receipts/"))), None):
+            raise UsageError(f"{paths.base} holds a run that was not read on AWS Batch: choose another --run-id")
         return
     states = job_states(aws, jobs)
     live = [job for job, status in states.items() if status not in ENDED]

@@ -176,12 +176,18 @@ def check_quota(aws: Aws, quota: tuple[str, str, str], vcpus: float) -> Check:
     return Check(label, True, f"{value:g} vCPUs: {int(value // vcpus)} shards at the same time")
 
 
-def why_waiting(aws: Aws, job: JobRecord, waiting: list[Child]) -> list[str]:
-    """Why RUNNABLE shards don't start, and what to do; the likeliest first. Never empty."""
-    told: dict[str, None] = {}
+def reasons_of_batch(waiting: list[Child]) -> list[str]:
+    """What AWS Batch itself says of RUNNABLE shards, with what to do; often nothing."""
+    told = []
     for reason in dict.fromkeys(child.reason for child in waiting if child.reason):
         advice = next((advice for start, advice in _REASONS.items() if start in reason), None)
-        told[f"{reason}: {advice}" if advice else reason] = None
+        told.append(f"{reason}: {advice}" if advice else reason)
+    return told
+
+
+def why_waiting(aws: Aws, job: JobRecord, waiting: list[Child]) -> list[str]:
+    """Why RUNNABLE shards don't start, and what to do; the likeliest first. Never empty."""
+    told = dict.fromkeys(reasons_of_batch(waiting))
     quota = None
     if job.gpus:
         quota = SPOT_GPU_QUOTA if job.spot else ON_DEMAND_GPU_QUOTA

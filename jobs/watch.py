@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from jobs.batch import BatchRun, Child, count_states
 from jobs.cost import Cost, run_cost
-from jobs.doctor import why_waiting
+from jobs.doctor import reasons_of_batch, why_waiting
 from jobs.errors import CliExit
 from jobs.summary import format_seconds, format_usd
 from worker.receipts import read_receipts
@@ -107,7 +107,9 @@ class Watch:
             snapshot.ended = snapshot.tasks - sum(run.folder.open_tasks().values())
         snapshot.cost = self._price(last=snapshot.has_ended)
         waiting = [child for child in children if child.status == "RUNNABLE"]
-        if waiting and not any(child.status in ("STARTING", "RUNNING") for child in children):
+        if any(child.status in ("STARTING", "RUNNING") for child in children):
+            snapshot.waiting = reasons_of_batch(waiting)
+        elif waiting:
             snapshot.waiting = why_waiting(run.aws, run.record.job, waiting)
         return snapshot
 

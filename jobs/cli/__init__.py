@@ -135,7 +135,9 @@ def resume_command(directory: str, *, stack: str, region: str | None, **given: A
     pagefleet resume out/samples --retry-failed
     """
     if batch.is_on_batch(directory):
-        batch.resume(directory, retry_failed=given["retry_failed"], stack=stack, region=region)
+        batch.resume(
+            directory, retry_failed=given["retry_failed"], stack=stack, region=region, as_json=given["as_json"]
+        )
         return
     from jobs.results import open_run
     from jobs.runner import RunnerOptions, default_workers

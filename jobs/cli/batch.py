@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jobs.batch import BatchRun
     from jobs.doctor import Check
     from jobs.stack import Stack
-    from jobs.watch import Snapshot
+    from jobs.watch import Snapshot, Watch
 
 # Of `run`, and not of `submit`, which takes all its other options over.
 LOCAL_ONLY = {"inputs", "out", "workers", "no_report", "as_json"}
@@ -109,23 +109,14 @@ def watch_command(run: str, **given: Any) -> None:
     \b
     pagefleet watch first
     """
-    from jobs.cli import _console
-    from jobs.watch import Watch, show_on, table
+    from jobs.watch import Watch
 
     watch = Watch(_open(run, given))
-    if given["once"]:
-        snapshot = watch.look()
-        if not given["as_json"]:
-            _console().print(table(snapshot))
-    else:
-        console = _console(stderr=given["as_json"])
-        if console.is_terminal:
-            from rich.live import Live
-
-            with Live(console=console, auto_refresh=False) as live:
-                snapshot = watch.follow(lambda one: live.update(table(one), refresh=True), given["interval"])
-        else:
-            snapshot = watch.follow(show_on(console), given["interval"])
+    try:
+        snapshot = _watch(watch, given)
+    except KeyboardInterrupt:
+        click.echo(f"\nthe run goes on: `pagefleet watch {run}` follows it again, `pagefleet cancel {run}` ends it")
+        sys.exit(CliExit.OK)
     _end_watch(snapshot, as_json=given["as_json"])
 
 
@@ -361,19 +352,23 @@ def is_on_batch(run: str) -> bool:
     return read_record(open_storage(), RunPaths(to_uri(run))) is not None
 
 
-def resume(run: str, *, retry_failed: bool, stack: str, region: str | None) -> None:
+def resume(run: str, *, retry_failed: bool, stack: str, region: str | None, as_json: bool) -> None:
     """`pagefleet resume` of a run on Batch."""
     from jobs.batch import console_links
+    from jobs.cli import _json
     from jobs.stack import load_stack
 
     found = _open(run, {"stack": stack, "region": region})
     job = found.resume(load_stack(found.aws, found.record.stack), retry_failed=retry_failed)
-    if job is None:
+    if as_json:
+        links = console_links(found.record) if job else {}
+        click.echo(_json({"run": found.id, "uri": found.folder.uri, "job": job.id if job else None, **links}))
+    elif job is None:
         click.echo(f"nothing is left to read of run {found.id}: `pagefleet fetch {found.id}`")
-        return
-    click.echo(f"run      {found.id}\njob      {job.id}, {job.shards:,} shards")
-    for name, link in console_links(found.record).items():
-        click.echo(f"{name:8} {link}")
+    else:
+        click.echo(f"run      {found.id}\njob      {job.id}, {job.shards:,} shards")
+        for name, link in console_links(found.record).items():
+            click.echo(f"{name:8} {link}")
 
 
 # ---- helpers
@@ -411,6 +406,23 @@ def _tell_estimate(estimate: Any) -> None:
         f"estimate {format_usd(estimate.usd)} for about {estimate.pages:,} pages, "
         f"{format_seconds(estimate.wall_hours * 3600)} where all shards run at once: {estimate.basis}"
     )
+
+
+def _watch(watch: Watch, given: dict[str, Any]) -> Snapshot:
+    from jobs.cli import _console
+    from jobs.watch import show_on, table
+
+    console = _console(stderr=given["as_json"])
+    if given["once"]:
+        snapshot = watch.look()
+        console.print(table(snapshot))
+        return snapshot
+    if not console.is_terminal:
+        return watch.follow(show_on(console), given["interval"])
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False) as live:
+        return watch.follow(lambda one: live.update(table(one), refresh=True), given["interval"])
 
 
 def _end_watch(snapshot: Snapshot, *, as_json: bool) -> NoReturn:

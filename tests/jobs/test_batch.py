@@ -105,6 +105,22 @@ def test_one_shard_is_a_plain_job(deployed: Deployed, tmp_path: Path) -> None:
     assert "1 SUCCEEDED; 1/1 tasks, 1 pages" in watched.stdout
 
 
+def test_watching_can_be_broken_off(deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    pagefleet("submit", "a.png", "--run-id", "one", *COLOUR)
+
+    def ctrl_c(watch: Watch, *_: object) -> None:
+        watch.look()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Watch, "follow", ctrl_c)
+    stopped = pagefleet("watch", "one")
+    assert stopped.exit_code == 0
+    assert "the run goes on: `pagefleet watch one`" in stopped.stdout
+    once = json.loads(pagefleet("watch", "one", "--once", "--json").stdout)
+    assert (once["status"], once["states"], once["tasks"], once["cost"]) == ("RUNNABLE", {"RUNNABLE": 1}, 1, None)
+
+
 def test_a_dry_run_shows_plan_and_estimate_and_leaves_nothing(deployed: Deployed, tmp_path: Path) -> None:
     deployed.upload(tmp_path, {f"scans/{number}.png": "read" for number in range(3)})
     done = pagefleet("submit", "--prefix", "s3://inputs/scans/", "--dry-run")
@@ -191,6 +207,7 @@ def test_what_a_dead_shard_left_is_told_and_resumed_on_batch(
     assert after.cost["usd"] > before.cost["usd"]
 
     assert "nothing is left" in pagefleet("resume", "dead").stdout
+    assert json.loads(pagefleet("resume", "dead", "--json").stdout)["job"] is None
     deployed.upload(tmp_path, {"bad.png": "read"})
     assert pagefleet("resume", "dead", "--retry-failed").exit_code == 0
     deployed.agent.run(deployed.job("dead"))
@@ -354,6 +371,9 @@ def test_a_run_of_this_machine_is_not_batchs(deployed: Deployed, tmp_path: Path)
     deployed.upload(tmp_path, {"a.png": "read"})
     arguments = ("run", "s3://inputs/a.png", "--out", "s3://outputs/runs/local", "--no-report", *COLOUR)
     assert pagefleet(*arguments).exit_code == 0
+    over = pagefleet("submit", "a.png", "--run-id", "local")
+    assert over.exit_code == 2
+    assert "holds a run that was not read on AWS Batch" in over.stderr
     watched = pagefleet("watch", "local")
     assert watched.exit_code == 2
     assert "was not submitted to AWS Batch" in watched.stderr

@@ -133,7 +133,9 @@ def test_watch_says_why_a_job_waits(deployed: Deployed, quotas: dict[str, float]
     held.job_stopped_reason = "MISCONFIGURATION:JOB_RESOURCE_REQUIREMENT - CE(s) cannot meet the requirement"
     (told,) = Watch(run).look().waiting
     assert "offer larger ones" in told
-    held.job_stopped_reason = None
+    held.status = "RUNNING"
+    assert Watch(run).look().waiting == []
+    held.status, held.job_stopped_reason = "RUNNABLE", None
 
     quotas["L-3819A6DF"] = 2
     _disable_environment(deployed)
