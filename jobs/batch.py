@@ -130,7 +130,8 @@ class BatchRun:
         job = job or self.record.job
         if job.id in self._ended:
             return self._ended[job.id]
-        children = [_child(detail, job) for detail in _describe(self.aws, _child_ids(job))]
+        described = _describe(self.aws, _child_ids(job))
+        children = sorted((_child(detail, job) for detail in described), key=lambda child: child.shard)
         if len(children) == job.shards and all(child.has_ended for child in children):
             self._ended[job.id] = children
         return children

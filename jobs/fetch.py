@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from jobs.aws import AwsError
+from jobs.aws import AwsError, chunks
 from jobs.batch import BatchRun, Child
 from jobs.errors import JobError, UsageError
 from jobs.results import open_run
@@ -94,23 +95,10 @@ def save_logs(run: BatchRun, out: Path) -> int:
 def read_logs(run: BatchRun, children: Iterable[Child], since: int = 0) -> Iterator[LogLine]:
     """The lines of all attempts of these shards, by time. `since` is in milliseconds since 1970."""
     shards = {stream: child.shard for child in children for stream in child.log_streams}
-    streams = list(shards)
-    for start in range(0, len(streams), STREAMS):
-        try:
-            pages = run.aws.pages(
-                "logs",
-                "filter_log_events",
-                logGroupName=run.record.log_group,
-                logStreamNames=streams[start : start + STREAMS],
-                startTime=since,
-            )
-            for page in pages:
-                for event in page["events"]:
-                    told = datetime.fromtimestamp(event["timestamp"] / 1000, UTC)
-                    yield LogLine(shards[event["logStreamName"]], told, event["message"].rstrip("\n"))
-        except AwsError as error:
-            if error.code != "ResourceNotFoundException":  # a container that has not said anything yet
-                raise
+    for streams in chunks(list(shards), STREAMS):
+        for event in _events(run, streams, since):
+            told = datetime.fromtimestamp(event["timestamp"] / 1000, UTC)
+            yield LogLine(shards[event["logStreamName"]], told, event["message"].rstrip("\n"))
 
 
 def follow_logs(run: BatchRun, shard: int | None, sleep: Callable[[float], None] = time.sleep) -> Iterator[LogLine]:
@@ -145,6 +133,21 @@ def choose_shards(run: BatchRun, shard: int | None) -> list[Child]:
 
 def show(line: LogLine) -> str:
     return f"{_stamp(line.time)} [{line.shard}] {line.text}"
+
+
+def _events(run: BatchRun, streams: list[str], since: int) -> Iterator[dict[str, Any]]:
+    """One missing stream, of a container that has not said anything, makes CloudWatch refuse them all."""
+    try:
+        for page in run.aws.pages(
+            "logs", "filter_log_events", logGroupName=run.record.log_group, logStreamNames=streams, startTime=since
+        ):
+            yield from page["events"]
+    except AwsError as error:
+        if error.code != "ResourceNotFoundException":
+            raise
+        if len(streams) > 1:
+            for stream in streams:
+                yield from _events(run, [stream], since)
 
 
 def _stamp(when: datetime) -> str:

@@ -310,11 +310,25 @@ def test_cancel_ends_a_live_run_once(deployed: Deployed, tmp_path: Path) -> None
     assert "is not live" in again.stderr
 
 
+def test_hundreds_of_shards_are_asked_for_in_portions(deployed: Deployed, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("".join(f"{number}.png\n" for number in range(230)))
+    pagefleet("submit", "--keys-file", str(tmp_path / "keys"), "--shards", "230", "--run-id", "many", *COLOUR)
+    run = open_batch_run(open_storage(), "s3://outputs/runs/many", deployed.aws)
+    assert [child.shard for child in run.children()] == list(range(230))
+    for shard in range(230):
+        deployed.jobs.tell(f"{run.record.job.id}:{shard}", "FAILED", {"statusReason": "no such luck"})
+    last = Watch(run).look()
+    assert (last.status, last.states, last.exit_code) == ("FAILED", {"FAILED": 230}, 4)
+    assert last.failed_shards[229] == (229, "no such luck")
+
+
 def test_logs_are_printed_by_shard_and_followed_to_the_end(deployed: Deployed, tmp_path: Path) -> None:
     pagefleet(
         "submit", "a.png", "b.png", "--shards", "2", "--run-id", "two", "--engine", "tests.faults.engines:Unbuildable"
     )
     deployed.agent.run(deployed.job("two"))
+    attempts = deployed.jobs.job(f"{deployed.job('two')}:0").attempts
+    attempts.append({"startedAt": 1, "stoppedAt": 2, "container": {"logStreamName": "never/written"}})
     both = pagefleet("logs", "two")
     assert both.exit_code == 0, both.output
     assert {line.split()[1] for line in both.stdout.splitlines()} >= {"[0]", "[1]"}
