@@ -174,11 +174,11 @@ def price_attempts(aws: Aws, started: Sequence[tuple[JobRecord, Attempt]], now: 
         entry[0] += seconds
         entry[1] += seconds / 3600 * price
     return Cost(
-        usd=round(sum(usd for _, usd in by_instance.values()), 6),
+        usd=round(sum(usd for _, usd in by_instance.values()), 9),
         seconds=round(sum(seconds for seconds, _ in by_instance.values()), 1),
         prices=" and ".join([HISTORY] * from_history + [TABLE] * from_table),
         instances=[
-            Share(instance=kind, seconds=round(seconds, 1), usd=round(usd, 6))
+            Share(instance=kind, seconds=round(seconds, 1), usd=round(usd, 9))
             for kind, (seconds, usd) in sorted(by_instance.items())
         ],
         notes=list(notes),

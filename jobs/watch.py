@@ -39,7 +39,7 @@ class Snapshot:
     failed: int = 0
     pages: int = 0
     pages_per_second: float | None = None
-    seconds: float = 0.0  # since the job was submitted
+    seconds: float = 0.0  # from the job's submission to now, or to its end
     cost: Cost | None = None
     retried: int = 0  # attempts beyond the first
     failed_shards: list[tuple[int, str]] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Watch:
             status=status or "forgotten",
             states=count_states(children),
             tasks=run.folder.run.counts.tasks,
-            seconds=(now - run.record.job.submitted).total_seconds(),
+            seconds=(_ended(children) or now).timestamp() - run.record.job.submitted.timestamp(),
             retried=sum(max(0, len(child.attempts) - 1) for child in children),
             failed_shards=[(child.shard, why_failed(child)) for child in children if child.status == "FAILED"],
         )
@@ -179,7 +179,7 @@ def table(snapshot: Snapshot) -> RenderableType:
 
     grid = Table(box=None, pad_edge=False, show_header=False)
     rows = [
-        ("run", f"{snapshot.run_id}, {snapshot.status} for {format_seconds(max(0.0, snapshot.seconds))}"),
+        ("run", f"{snapshot.run_id}, {snapshot.status} after {format_seconds(max(0.0, snapshot.seconds))}"),
         ("shards", ", ".join(f"{count:,} {state}" for state, count in snapshot.states.items()) or "–"),
         ("tasks", f"{snapshot.ended:,} of {snapshot.tasks:,}, {snapshot.failed:,} failed"),
         ("pages", f"{snapshot.pages:,}"),
@@ -213,3 +213,9 @@ def show_on(console: Console) -> Callable[[Snapshot], None]:
                 console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
 
     return show
+
+
+def _ended(children: list[Child]) -> datetime | None:
+    """When the last shard ended; None while there are others."""
+    stops = [attempt.stopped for child in children for attempt in child.attempts[-1:] if attempt.stopped]
+    return max(stops) if stops and all(child.has_ended for child in children) else None

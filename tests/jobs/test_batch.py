@@ -16,7 +16,7 @@ from jobs.cli import main
 from jobs.cli.batch import COMMANDS
 from jobs.summary import Summary
 from jobs.watch import Snapshot, Watch
-from tests.agent import SPOT_REASON
+from tests.agent import SPOT_REASON, assume
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, _examples
 from worker.contract import ExitCode
@@ -291,6 +291,8 @@ def test_an_emulator_that_ends_jobs_at_once_will_do(
     assert pagefleet("submit", "a.png", "b.png", "--shards", "2", "--run-id", "quick", *COLOUR).exit_code == 0
     assert pagefleet("watch", "quick").exit_code == 4
     deployed.agent.tell = lambda job, status, attempt: None
+    deployed.agent.environment = assume("arn:aws:iam::123456789012:role/job")
+    assert "AWS_SESSION_TOKEN" in deployed.agent.environment
     assert {attempts[-1].exit_code for attempts in deployed.agent.run(deployed.job("quick")).values()} == {0}
     assert pagefleet("watch", "quick").exit_code == 0
     assert pagefleet("fetch", "quick", "--no-report").exit_code == 0
