@@ -10,6 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.errors import UsageError
 from jobs.results import Document, RunFolder
 from jobs.summary import Summary, Tally
 from worker.contract import Receipt, Result, Task
@@ -22,8 +23,15 @@ LISTED = 50  # documents that summary.md names; results.jsonl has them all
 ROWS = 1_000  # of a row group of results.parquet
 
 
-def collect(folder: RunFolder, on_document: Callable[[Document], None] = lambda document: None) -> Summary:
-    """Writes the files above and returns the summary. `on_document` sees every document, in the results' order."""
+def collect(
+    folder: RunFolder,
+    on_document: Callable[[Document], None] = lambda document: None,
+    cost: dict[str, Any] | None = None,
+) -> Summary:
+    """Writes the files above and returns the summary. `on_document` sees every document, in the results' order.
+
+    `cost` is what the run cost on AWS (`jobs.cost.Cost`); without it what an earlier collect knew is kept.
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
@@ -52,11 +60,22 @@ def collect(folder: RunFolder, on_document: Callable[[Document], None] = lambda 
         folder.storage.upload(folder.paths.file("results.jsonl"), lines_path)
         folder.storage.upload(folder.paths.file("results.parquet"), table_path)
     seconds, size = _from_receipts(folder.receipts())
-    summary = tally.summary(folder.run, seconds=seconds, bytes=size)
+    cost = cost or _known_cost(folder)
+    if cost and tally.pages.total:
+        cost |= {"usd_per_1000_pages": cost["usd"] / tally.pages.total * 1000}
+    summary = tally.summary(folder.run, seconds=seconds, bytes=size, cost=cost)
     folder.storage.write(folder.paths.file("summary.json"), (summary.model_dump_json(indent=1) + "\n").encode())
     markdown = summary.to_markdown() + _listed(troubled, troubles)
     folder.storage.write(folder.paths.file("summary.md"), markdown.encode())
     return summary
+
+
+def _known_cost(folder: RunFolder) -> dict[str, Any] | None:
+    """AWS forgets a job after some days; its cost stays."""
+    try:
+        return folder.summary.cost
+    except UsageError:
+        return None
 
 
 def _write_assembled(folder: RunFolder, document: Document) -> None:

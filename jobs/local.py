@@ -82,7 +82,7 @@ def plan_run(storage: Storage, request: Request, out: str) -> Plan:
         if request.keys_file:
             yield from read_keys_file(request.keys_file)
 
-    with _page_counter(storage, request.options) as count_pages:
+    with page_counter(storage, request.options) as count_pages:
         plan = make_plan(uris(), request.sharding, count_pages=count_pages)
     plan.warnings = warnings + plan.warnings
     return plan
@@ -179,7 +179,7 @@ def versions() -> dict[str, str]:
 
 
 @contextmanager
-def _page_counter(storage: Storage, options: Options) -> Iterator[Callable[[str], int]]:
+def page_counter(storage: Storage, options: Options) -> Iterator[Callable[[str], int]]:
     """Counts pages in a child process that is started when the first document asks."""
     decoder: Decoder | None = None
     with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:

@@ -13,6 +13,7 @@ import random
 import stat
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -32,6 +33,7 @@ MAX_SHARDS = 10_000  # children of an AWS Batch array job
 MAX_SEGMENT_BYTES = 200  # of a name: file systems take 255, and suffixes such as ".json" are added
 MAX_NAME_BYTES = 800  # S3 keys take 1,024, and the run's folder comes before
 TASKS_PER_SHARD = 1_000  # unless told otherwise: a process is renewed and a retry repeats little
+WRITERS = 16  # shards written at the same time: 10,000 of them, one after the other, would take S3 ten minutes
 
 PageCount = Callable[[str], int]
 
@@ -82,7 +84,12 @@ def find_inputs(
                 yield uri
 
 
-def read_keys_file(path: str) -> Iterator[str]:
+def find_below(storage: Storage, prefix: str, warnings: list[str]) -> Iterator[str]:
+    """The URIs of all documents that begin with an `s3://` prefix, which need not end at a slash."""
+    yield from _documents(((entry.uri, entry.uri) for entry in storage.list(prefix)), prefix, warnings)
+
+
+def read_keys_file(path: str, resolve: Callable[[str], str] = to_uri) -> Iterator[str]:
     """The URIs of a key list: one key, URI or path a line; blank lines are passed over, nothing is trimmed.
 
     Raises: UsageError where the file can't be read or is not UTF-8.
@@ -92,7 +99,7 @@ def read_keys_file(path: str) -> Iterator[str]:
             for line in lines:
                 key = line.rstrip("\r\n")
                 if key.strip():
-                    yield to_uri(key)
+                    yield resolve(key)
     except OSError as error:
         raise UsageError(f"cannot read the key list {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -139,15 +146,19 @@ def make_plan(uris: Iterable[str], sharding: Sharding, *, count_pages: PageCount
 
 def write_plan(storage: Storage, paths: RunPaths, plan: Plan, run: Run) -> None:
     """Writes the shards, and `run.json` last: a folder without it holds no run."""
-    number = -1
+
+    def write(number: int) -> None:
+        lines = "".join(task.to_json() + "\n" for task in plan.shard(number))
+        storage.write(paths.shard(number), lines.encode())
+
     try:
-        for number in range(plan.shards):
-            lines = "".join(task.to_json() + "\n" for task in plan.shard(number))
-            storage.write(paths.shard(number), lines.encode())
+        with ThreadPoolExecutor(WRITERS) as pool:
+            for _ in pool.map(write, range(plan.shards)):
+                pass
         storage.write(paths.run, run.to_json().encode())
     except BaseException:  # Ctrl-C too: half a plan would be in the way of the next run
-        for written in range(number + 1):
-            storage.delete(paths.shard(written))
+        for number in range(plan.shards):
+            storage.delete(paths.shard(number))
         raise
 
 

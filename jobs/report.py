@@ -22,6 +22,7 @@ from jobs.summary import (
     NEXT_STEPS,
     Summary,
     format_bytes,
+    format_cost,
     format_seconds,
     page_confidence,
 )
@@ -407,6 +408,9 @@ def _overview(summary: Summary) -> str:
     ]
     if summary.bytes is not None:
         figures.append(_figure("read", format_bytes(summary.bytes), ""))
+    if summary.cost is not None:
+        price, _, notes = format_cost(summary.cost).partition(" (")
+        figures.append(_figure("cost", escape(price), escape(notes.removesuffix(")"))))
     return "\n".join(
         [
             f'<p class="run"><span class="brand">Pagefleet</span> run report</p><h1>{escape(summary.run_id)}</h1>',

@@ -91,6 +91,8 @@ class Summary(Record):
         ]
         if self.bytes is not None:
             rows.append(("read", format_bytes(self.bytes)))
+        if self.cost is not None:
+            rows.append(("cost", format_cost(self.cost)))
         parts = [f"## Run `{self.run_id}`", _table(("", ""), rows)]
         if self.failures_by_code:
             failures = [
@@ -212,6 +214,19 @@ def format_bytes(size: int) -> str:
     """Decimal units, as storage is billed: "812 B", "3.4 MB"."""
     power = min((len(str(size)) - 1) // 3, 4)
     return f"{size / 1000**power:.1f} {('', 'k', 'M', 'G', 'T')[power]}B" if power else f"{size} B"
+
+
+def format_cost(cost: dict[str, Any]) -> str:
+    """ "$0.12 ($1.20 per 1,000 pages; Spot price history)", of a `Summary.cost`."""
+    per_page = cost.get("usd_per_1000_pages")
+    notes = [*([f"{format_usd(per_page)} per 1,000 pages"] if per_page is not None else []), cost.get("prices", "")]
+    told = "; ".join(note for note in notes if note)
+    return format_usd(cost["usd"]) + (f" ({told})" if told else "")
+
+
+def format_usd(usd: float) -> str:
+    """Cents, and below ten cents as many digits as tell something: "$12.30", "$0.0042"."""
+    return f"${usd:,.2f}" if usd >= 0.1 or usd == 0 else f"${usd:.2g}" if usd >= 0.0001 else "less than $0.0001"
 
 
 def _counts(total: int, parts: dict[str, int]) -> str:

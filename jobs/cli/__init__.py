@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from jobs.cli import batch
 from jobs.errors import CliExit, JobError
 
 if TYPE_CHECKING:
@@ -117,18 +118,27 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
 
 
 @main.command("resume")
-@click.argument("directory", metavar="DIR")
+@click.argument("directory", metavar="RUN")
 @click.option("--retry-failed", is_flag=True, help="Read failed and partly failed documents again, too.")
 @click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: one for four CPUs]")
 @click.option("--no-report", is_flag=True, help="Don't write report.html.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, progress on standard error.")
-def resume_command(directory: str, **given: Any) -> None:
+@batch.stack_option
+@batch.region_option
+def resume_command(directory: str, *, stack: str, region: str | None, **given: Any) -> None:
     """Read what a stopped run has left; what has a result is not read again.
+
+    RUN is a run's folder, or the id of a run on AWS, which goes on there.
 
     \b
     pagefleet resume out/samples
     pagefleet resume out/samples --retry-failed
     """
+    if batch.is_on_batch(directory):
+        batch.resume(
+            directory, retry_failed=given["retry_failed"], stack=stack, region=region, as_json=given["as_json"]
+        )
+        return
     from jobs.results import open_run
     from jobs.runner import RunnerOptions, default_workers
     from worker.settings import available_cpus
@@ -240,6 +250,7 @@ def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, 
     from jobs.local import shown
 
     files = ["results.jsonl", "results.parquet", "summary.md", *(["report.html"] if report else [])]
+    files = [name for name in files if folder.storage.exists(folder.paths.file(name))]
     if as_json:
         where = {name.replace(".", "_"): folder.paths.file(name) for name in files}
         click.echo(_json(summary.model_dump(mode="json") | {"files": where}))
@@ -302,7 +313,7 @@ class _Table:
             console.print(f"… and {self._count - len(self._rows):,} more")
 
 
-def _show_plan(plan: Any, out: str, engine: str, *, as_json: bool) -> None:
+def _show_plan(plan: Any, out: str, engine: str, *, as_json: bool, **more: Any) -> None:
     if as_json:
         click.echo(
             _json(
@@ -314,6 +325,7 @@ def _show_plan(plan: Any, out: str, engine: str, *, as_json: bool) -> None:
                     "tasks": len(plan.tasks),
                     "shards": plan.shards,
                     "warnings": plan.warnings,
+                    **more,
                 }
             )
         )
@@ -375,5 +387,4 @@ def _fail(message: str, code: CliExit) -> NoReturn:
     sys.exit(code)
 
 
-if __name__ == "__main__":
-    main()
+batch.register(main)

@@ -1,0 +1,5 @@
+"""`python -m jobs.cli`, the same as `pagefleet`."""
+
+from jobs.cli import main
+
+main()

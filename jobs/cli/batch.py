@@ -1,0 +1,448 @@
+"""The commands for runs on AWS: submit, watch, fetch, cancel, logs, runs, cost, doctor; and resume, where a run went
+to AWS Batch."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from jobs.errors import CliExit, JobError
+
+if TYPE_CHECKING:
+    from jobs.batch import BatchRun
+    from jobs.doctor import Check
+    from jobs.stack import Stack
+    from jobs.watch import Snapshot, Watch
+
+# Of `run`, and not of `submit`, which takes all its other options over.
+LOCAL_ONLY = {"inputs", "out", "workers", "no_report", "as_json"}
+
+stack_option = click.option(
+    "--stack", default="dev", show_default=True, envvar="PAGEFLEET_STACK", help="A deployed stack.  [$PAGEFLEET_STACK]"
+)
+region_option = click.option(
+    "--region", envvar=["AWS_REGION", "AWS_DEFAULT_REGION"], help="Where it is deployed.  [$AWS_REGION]"
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+
+
+@click.command("submit")
+@click.argument("keys", metavar="KEY...", nargs=-1)
+@click.option("--prefix", "prefixes", metavar="S3-URI", multiple=True, help="All documents below an s3:// prefix.")
+@click.option("--run-id", metavar="ID", help="The run's name.  [default: made of the time]")
+@click.option("--on", type=click.Choice(["cpu", "gpu"]), help="Hardware.  [default: what the engine needs]")
+@stack_option
+@region_option
+@json_option
+def submit_command(keys: tuple[str, ...], **given: Any) -> None:
+    """Read documents in S3 on AWS Batch.
+
+    KEY is a key of the stack's inputs bucket, or an s3:// URI, also of a folder. The same --run-id is never submitted
+    twice.
+
+    \b
+    pagefleet submit --stack dev scans/receipt.jpg scans/paper.pdf --run-id first
+    pagefleet submit --stack dev --prefix s3://inputs/scans/ --dry-run
+    """
+    from jobs import batch, cost
+    from jobs.cli import _json, _options, _show_plan
+    from jobs.plan import Sharding, new_run_id
+    from jobs.runs import measured_rate
+    from worker.storage import open_storage
+
+    if not keys and not given["prefixes"] and not given["keys_file"]:
+        raise click.UsageError("name at least one KEY, --keys-file or --prefix")
+    run_id = given["run_id"] or new_run_id()
+    batch.check_run_id(run_id)
+    request = batch.Request(
+        keys=keys,
+        keys_file=given["keys_file"],
+        prefixes=given["prefixes"],
+        engine=given["engine"],
+        options=_options(given),
+        sharding=Sharding(given["shards"], 1, given["pages"], given["pages_per_task"]),
+    )
+    aws, stack = _stack(given)
+    storage = open_storage()
+    kind = batch.choose_definition(stack, request.engine, given["on"])
+    batch.check_free(aws, storage, stack, run_id, kind)
+    plan = batch.plan_batch(storage, stack, request)
+    rate = measured_rate(aws, storage, stack, request.engine, kind)
+    estimate = cost.estimate(plan, request.engine, stack.definition(kind), *(rate or ()))
+    if given["dry_run"]:
+        if given["as_json"]:
+            _show_plan(plan, stack.run_uri(run_id), request.engine, as_json=True, estimate=estimate.model_dump())
+        else:
+            _show_plan(plan, stack.run_uri(run_id), request.engine, as_json=False)
+            _tell_estimate(estimate)
+        return
+    for warning in plan.warnings:
+        click.echo(f"note: {warning}", err=True)
+    run = batch.submit(aws, storage, stack, run_id, kind, plan, request)
+    links = batch.console_links(run.record)
+    if given["as_json"]:
+        told = {"run": run.id, "uri": run.folder.uri, "job": run.record.job.id, **links}
+        click.echo(_json(told | {"estimate": estimate.model_dump(exclude_none=True)}))
+        return
+    click.echo(f"run      {run.id}\nfolder   {run.folder.uri}\njob      {run.record.job.id}, {plan.shards:,} shards")
+    for name, link in links.items():
+        click.echo(f"{name:8} {link}")
+    _tell_estimate(estimate)
+    click.echo(f"Follow it with `pagefleet watch {run.id}`, then `pagefleet fetch {run.id} --out DIR`.")
+
+
+@click.command("watch")
+@click.argument("run", metavar="RUN")
+@click.option("--once", is_flag=True, help="Show how it is now, and end.")
+@click.option("--interval", type=click.FloatRange(0), default=15.0, show_default=True, help="Seconds between looks.")
+@stack_option
+@region_option
+@json_option
+def watch_command(run: str, **given: Any) -> None:
+    """Follow a run on AWS until its job has ended: shards, documents, pages/s, spend, and why it waits.
+
+    RUN is a run's id, or its folder. Ends with 0, 3 (some documents failed) or 4 (some have no outcome).
+
+    \b
+    pagefleet watch first
+    """
+    from jobs.watch import Watch
+
+    watch = Watch(_open(run, given))
+    try:
+        snapshot = _watch(watch, given)
+    except KeyboardInterrupt:
+        click.echo(f"\nthe run goes on: `pagefleet watch {run}` follows it again, `pagefleet cancel {run}` ends it")
+        sys.exit(CliExit.OK)
+    _end_watch(snapshot, as_json=given["as_json"])
+
+
+@click.command("fetch")
+@click.argument("run", metavar="RUN")
+@click.option("--out", metavar="DIR", help="Where to.  [default: runs/RUN-ID]")
+@click.option("--no-documents", is_flag=True, help="Only the summary, the report, failures and logs.")
+@click.option("--no-report", is_flag=True, help="Don't make report.html.")
+@stack_option
+@region_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+def fetch_command(run: str, **given: Any) -> None:
+    """Collect a run on AWS, make its report, and copy it here, with the logs of failed shards.
+
+    What is there is fetched, also of a run that still goes on or was cancelled.
+
+    \b
+    pagefleet fetch first --out out/first
+    pagefleet fetch first --out out/summary --no-documents
+    """
+    from jobs.batch import ENDED
+    from jobs.cli import _Table, _tell
+    from jobs.collect import collect
+    from jobs.cost import run_cost
+    from jobs.fetch import check_out, download, save_logs
+    from jobs.local import write_report_file
+    from jobs.results import open_run
+
+    found = _open(run, given)
+    out = Path(given["out"] or f"runs/{found.id}")
+    check_out(found, out)
+    if found.status() not in (None, *ENDED):
+        click.echo(f"note: the run is live, this is what there is now; `pagefleet watch {found.id}`", err=True)
+    spent = run_cost(found)
+    table = _Table()
+    summary = collect(found.folder, table.add, spent.model_dump(exclude_none=True) if spent else None)
+    if not given["no_report"]:
+        write_report_file(found.folder, summary)
+    download(found.folder.storage, found.folder.paths, out, documents=not given["no_documents"])
+    logs = save_logs(found, out)
+    if logs:
+        click.echo(f"note: {logs} shards failed, their logs are in {out / 'logs'}", err=True)
+    _tell(open_run(str(out)), summary, table, as_json=given["as_json"], report=not given["no_report"])
+
+
+@click.command("cancel")
+@click.argument("run", metavar="RUN")
+@stack_option
+@region_option
+def cancel_command(run: str, **given: Any) -> None:
+    """End a run's job on AWS. What was read stays, and `pagefleet resume` reads the rest.
+
+    \b
+    pagefleet cancel first
+    """
+    found = _open(run, given)
+    if not found.cancel():
+        raise JobError(f"run {found.id} is not live: `pagefleet fetch {found.id}` brings what there is")
+    click.echo(f"run {found.id} is being ended: its workers finish what they have in hand")
+
+
+@click.command("logs")
+@click.argument("run", metavar="RUN")
+@click.option("--shard", type=click.IntRange(0), metavar="N", help="Of this shard only.")
+@click.option("--follow", is_flag=True, help="Go on until the run has ended.")
+@stack_option
+@region_option
+def logs_command(run: str, *, shard: int | None, follow: bool, **given: Any) -> None:
+    """Print what the workers of a run on AWS have said: time, [shard], line.
+
+    \b
+    pagefleet logs first --shard 0
+    """
+    from jobs.fetch import choose_shards, follow_logs, read_logs, show
+
+    found = _open(run, given)
+    lines = follow_logs(found, shard) if follow else read_logs(found, choose_shards(found, shard))
+    for line in lines:
+        click.echo(show(line))
+
+
+@click.command("runs")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many, the newest first.")
+@stack_option
+@region_option
+@json_option
+def runs_command(**given: Any) -> None:
+    """List the runs of a stack: state, age, documents, cost.
+
+    \b
+    pagefleet runs --stack dev
+    """
+    from datetime import UTC, datetime
+
+    from rich.table import Table
+
+    from jobs.cli import _console, _json
+    from jobs.runs import list_runs
+    from jobs.summary import format_seconds, format_usd
+    from worker.storage import open_storage
+
+    aws, stack = _stack(given)
+    rows = list_runs(aws, open_storage(), stack, given["limit"])
+    if given["as_json"]:
+        told = [
+            {
+                "run": row.id,
+                "state": row.state,
+                "created": row.created.isoformat(),
+                "engine": row.engine,
+                "documents": row.summary.documents.model_dump() if row.summary else {"total": row.documents},
+                "cost": row.summary.cost if row.summary else None,
+            }
+            for row in rows
+        ]
+        click.echo(_json({"runs": told}))
+        return
+    table = Table("run", "state", "age", "engine", "documents", "failed", "missing", "cost", box=None, pad_edge=False)
+    for row in rows:
+        age = format_seconds((datetime.now(UTC) - row.created).total_seconds())
+        counts = row.summary.documents if row.summary else None
+        cost = row.summary.cost if row.summary else None
+        table.add_row(
+            row.id,
+            row.state,
+            age,
+            row.engine,
+            f"{row.documents:,}",
+            f"{counts.failed:,}" if counts else "",
+            f"{counts.unaccounted:,}" if counts else "",
+            format_usd(cost["usd"]) if cost else "",
+        )
+    _console().print(table)
+
+
+@click.command("cost")
+@click.argument("run", metavar="[RUN]", required=False)
+@click.option("--idle", is_flag=True, help="What the stack costs a month when nothing runs.")
+@stack_option
+@region_option
+@json_option
+def cost_command(run: str | None, *, idle: bool, as_json: bool, **given: Any) -> None:
+    """What a run has cost so far, or what a deployed stack costs when nothing runs.
+
+    \b
+    pagefleet cost first
+    pagefleet cost --idle --stack dev
+    """
+    from jobs.cli import _json
+    from jobs.cost import run_cost
+    from jobs.summary import format_usd
+
+    if idle == bool(run):
+        raise click.UsageError("name a RUN, or give --idle")
+    if run:
+        spent = run_cost(_open(run, given))
+        if spent is None:
+            raise JobError(f"AWS Batch tells no attempt of run {run}: none has started, or it has forgotten them")
+        if as_json:
+            click.echo(_json(spent.model_dump()))
+            return
+        click.echo(f"{format_usd(spent.usd)} for {spent.seconds:,.0f} seconds of work ({spent.prices})")
+        for share in spent.instances:
+            click.echo(f"  {share.instance:12} {share.seconds:10,.0f} s  {format_usd(share.usd)}")
+        for note in spent.notes:
+            click.echo(f"note: {note}")
+        return
+    _, stack = _stack(given)
+    total = sum(stack.idle_monthly_usd.values())
+    if as_json:
+        click.echo(_json({"stack": stack.stack, "monthly_usd": total, "items": stack.idle_monthly_usd}))
+        return
+    for name, usd in sorted(stack.idle_monthly_usd.items(), key=lambda item: -item[1]):
+        click.echo(f"{name.replace('_', ' '):24} {format_usd(usd):>10}")
+    click.echo(f"{'a month, idle':24} {format_usd(total):>10}  (list prices; what is stored and logged comes on top)")
+
+
+@click.command("doctor")
+@stack_option
+@region_option
+@json_option
+def doctor_command(**given: Any) -> None:
+    """Look for what would keep a run from working: credentials, stack, image, queues, quotas, buckets.
+
+    \b
+    pagefleet doctor --stack dev
+    """
+    from jobs.aws import Aws
+    from jobs.cli import _json
+    from jobs.doctor import check_stack
+
+    bad = 0
+    told: list[Check] = []
+    for check in check_stack(Aws(given["region"]), given["stack"]):
+        bad += check.ok is False
+        told.append(check)
+        if not given["as_json"]:
+            mark = {True: "ok", False: "BAD", None: "?"}[check.ok]
+            click.echo(f"{mark:3} {check.name}: {check.detail}" + ("" if check.ok else f"\n    fix: {check.fix}"))
+    if given["as_json"]:
+        click.echo(_json({"checks": [vars(check) for check in told]}))
+    if bad:
+        raise JobError(f"{bad} things keep stack {given['stack']} from working")
+
+
+COMMANDS = (
+    submit_command,
+    watch_command,
+    fetch_command,
+    cancel_command,
+    logs_command,
+    runs_command,
+    cost_command,
+    doctor_command,
+)
+
+
+def register(main: click.Group) -> None:
+    """Adds the commands to `pagefleet`."""
+    submit_command.params[1:1] = [param for param in main.commands["run"].params if param.name not in LOCAL_ONLY]
+    for command in COMMANDS:
+        main.add_command(command)
+
+
+def is_on_batch(run: str) -> bool:
+    """Whether a RUN is AWS Batch's: an id, not a folder; or a folder that says so."""
+    from jobs.batch import read_record
+    from worker.contract import RunPaths
+    from worker.storage import open_storage, to_uri
+
+    if "://" not in run and "/" not in run and not Path(run).exists():
+        return True
+    return read_record(open_storage(), RunPaths(to_uri(run))) is not None
+
+
+def resume(run: str, *, retry_failed: bool, stack: str, region: str | None, as_json: bool) -> None:
+    """`pagefleet resume` of a run on Batch."""
+    from jobs.batch import console_links
+    from jobs.cli import _json
+    from jobs.stack import load_stack
+
+    found = _open(run, {"stack": stack, "region": region})
+    job = found.resume(load_stack(found.aws, found.record.stack), retry_failed=retry_failed)
+    if as_json:
+        links = console_links(found.record) if job else {}
+        click.echo(_json({"run": found.id, "uri": found.folder.uri, "job": job.id if job else None, **links}))
+    elif job is None:
+        click.echo(f"nothing is left to read of run {found.id}: `pagefleet fetch {found.id}`")
+    else:
+        click.echo(f"run      {found.id}\njob      {job.id}, {job.shards:,} shards")
+        for name, link in console_links(found.record).items():
+            click.echo(f"{name:8} {link}")
+
+
+# ---- helpers
+
+
+def _stack(given: dict[str, Any]) -> tuple[Any, Stack]:
+    """The description, and AWS in the stack's region."""
+    from jobs.aws import Aws
+    from jobs.stack import load_stack
+
+    aws = Aws(given["region"])
+    stack = load_stack(aws, given["stack"])
+    return (aws if aws.region == stack.region else Aws(stack.region)), stack
+
+
+def _open(run: str, given: dict[str, Any]) -> BatchRun:
+    """A run by its id on the stack, its s3:// URI, or a fetched copy of it."""
+    from jobs.batch import check_run_id, open_batch_run
+    from worker.storage import open_storage
+
+    if "://" in run or Path(run).is_dir():
+        return open_batch_run(open_storage(), run)
+    check_run_id(run)
+    aws, stack = _stack(given)
+    return open_batch_run(open_storage(), stack.run_uri(run), aws)
+
+
+def _tell_estimate(estimate: Any) -> None:
+    from jobs.summary import format_seconds, format_usd
+
+    if estimate.usd is None:
+        click.echo(f"estimate about {estimate.pages:,} pages; {estimate.basis}")
+        return
+    click.echo(
+        f"estimate {format_usd(estimate.usd)} for about {estimate.pages:,} pages, "
+        f"{format_seconds(estimate.wall_hours * 3600)} where all shards run at once: {estimate.basis}"
+    )
+
+
+def _watch(watch: Watch, given: dict[str, Any]) -> Snapshot:
+    from jobs.cli import _console
+    from jobs.watch import show_on, table
+
+    console = _console(stderr=given["as_json"])
+    if given["once"]:
+        snapshot = watch.look()
+        console.print(table(snapshot))
+        return snapshot
+    if not console.is_terminal:
+        return watch.follow(show_on(console), given["interval"])
+    from rich.live import Live
+
+    with Live(console=console, auto_refresh=False) as live:
+        return watch.follow(lambda one: live.update(table(one), refresh=True), given["interval"])
+
+
+def _end_watch(snapshot: Snapshot, *, as_json: bool) -> NoReturn:
+    from dataclasses import asdict
+
+    from jobs.cli import _fail, _json
+
+    if as_json:
+        cost = snapshot.cost.model_dump() if snapshot.cost else None
+        click.echo(_json(asdict(snapshot) | {"cost": cost}))
+    if snapshot.exit_code == CliExit.UNACCOUNTED:
+        left = snapshot.tasks - snapshot.ended
+        _fail(
+            f"{left:,} documents have no outcome: `pagefleet resume {snapshot.run_id}` reads them", snapshot.exit_code
+        )
+    if snapshot.exit_code == CliExit.SOME_FAILED:
+        _fail(
+            f"{snapshot.failed:,} documents failed: `pagefleet fetch {snapshot.run_id}` brings each with its reason",
+            snapshot.exit_code,
+        )
+    if snapshot.has_ended and not as_json:
+        click.echo(f"everything has an outcome: `pagefleet fetch {snapshot.run_id}`")
+    sys.exit(CliExit.OK)

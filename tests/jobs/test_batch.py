@@ -1,0 +1,413 @@
+"""Runs on AWS Batch, on an emulator of it: nothing is read twice, nothing is lost, and a person is told what to do."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from jobs import open_run
+from jobs.batch import open_batch_run
+from jobs.cli import main
+from jobs.cli.batch import COMMANDS
+from jobs.summary import Summary
+from jobs.watch import Snapshot, Watch
+from tests.agent import SPOT_REASON, assume
+from tests.jobs.conftest import Deployed
+from tests.jobs.test_cli import COLOUR, _examples
+from worker.contract import ExitCode
+from worker.storage import open_storage
+
+
+def pagefleet(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+def objects(deployed: Deployed, prefix: str = "") -> set[str]:
+    pages = deployed.client("s3").get_paginator("list_objects_v2").paginate(Bucket="outputs", Prefix=prefix)
+    return {entry["Key"] for page in pages for entry in page.get("Contents", [])}
+
+
+def awkward(number: int) -> str:
+    """Keys as people make them."""
+    shapes = ("a b", "1+1=2", "한국어 문서", "100%2Fhalf", "it's, #1 & co?", "[x] (copy)", "Ü ß", "plain")
+    return f"inbox/{shapes[number % len(shapes)]}/{number:02d} {shapes[number % len(shapes)]}.png"
+
+
+def test_forty_awkward_keys_are_read_by_an_array_whose_children_are_killed(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = {awkward(number): "slow" if number % 4 in (1, 2) else "read" for number in range(40)}
+    deployed.upload(tmp_path, pictures)
+    (tmp_path / "keys").write_text("".join(f"{key}\n" for key in pictures))
+    submitted = pagefleet(
+        "submit", "--keys-file", str(tmp_path / "keys"), "--shards", "4", "--run-id", "forty", "--json", *COLOUR
+    )
+    assert submitted.exit_code == 0, submitted.output
+    told = json.loads(submitted.stdout)
+    assert told["job"] == deployed.job("forty")
+    assert told["console"].endswith(told["job"])
+    assert deployed.agent.size(told["job"]) == 4
+
+    run = open_batch_run(open_storage(), "s3://outputs/runs/forty", deployed.aws)
+    deployed.agent.faults = {
+        (1, 1): [signal.SIGTERM],
+        (1, 2): [signal.SIGTERM, signal.SIGKILL],
+        (2, 1): [signal.SIGKILL],
+    }
+    shards = iter(range(4))
+    attempts = {}
+
+    def work(seconds: float) -> None:
+        shard = next(shards)
+        attempts[shard] = [attempt.exit_code for attempt in deployed.agent.run_child(told["job"], shard)]
+
+    seen: list[Snapshot] = []
+    last = Watch(run, sleep=work).follow(seen.append)
+    assert attempts == {0: [0], 1: [ExitCode.DRAINED, 137, 0], 2: [137, 0], 3: [0]}
+    assert [snapshot.states.get("SUCCEEDED", 0) for snapshot in seen] == [0, 1, 2, 3, 4]
+    assert seen[0].waiting
+    assert (last.ended, last.failed, last.retried) == (40, 0, 3)
+    assert last.cost
+    assert last.cost.usd > 0
+
+    monkeypatch.chdir(tmp_path)
+    fetched = pagefleet("fetch", "forty", "--out", "out")
+    assert fetched.exit_code == 0, fetched.output
+    home = open_run(str(tmp_path / "out"))
+    assert {(document.uri, document.status) for document in home.documents()} == {
+        (f"s3://inputs/{key}", "ok") for key in pictures
+    }
+    assert {document.outcome.meta.runtime for document in home.documents()} == {"batch"}  # type: ignore[union-attr]
+    summary = Summary.model_validate_json((tmp_path / "out/summary.json").read_bytes())
+    assert summary.documents.ok == 40
+    assert summary.cost
+    assert summary.cost["usd_per_1000_pages"] == pytest.approx(summary.cost["usd"] * 25)
+    assert "| cost | " in (tmp_path / "out/summary.md").read_text()
+    assert "<dt>cost</dt>" in (tmp_path / "out/report.html").read_text()
+    assert (tmp_path / "out/results.jsonl").read_text().count("\n") == 40
+    next_one = pagefleet("submit", "--prefix", "s3://inputs/inbox", "--dry-run", *COLOUR)
+    assert "(run forty)" in next_one.stdout  # its rate was measured
+
+
+def test_one_shard_is_a_plain_job(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    assert pagefleet("submit", "a.png", "--run-id", "one", *COLOUR).exit_code == 0
+    detail = deployed.client("batch").describe_jobs(jobs=[deployed.job("one")])["jobs"][0]
+    assert "arrayProperties" not in detail
+    deployed.agent.run(deployed.job("one"))
+    watched = pagefleet("watch", "one", "--interval", "0")
+    assert watched.exit_code == 0, watched.output
+    assert "1 SUCCEEDED; 1/1 tasks, 1 pages" in watched.stdout
+
+
+def test_watching_can_be_broken_off(deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    pagefleet("submit", "a.png", "--run-id", "one", *COLOUR)
+
+    def ctrl_c(watch: Watch, *_: object) -> None:
+        watch.look()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Watch, "follow", ctrl_c)
+    stopped = pagefleet("watch", "one")
+    assert stopped.exit_code == 0
+    assert "the run goes on: `pagefleet watch one`" in stopped.stdout
+    once = json.loads(pagefleet("watch", "one", "--once", "--json").stdout)
+    assert (once["status"], once["states"], once["tasks"], once["cost"]) == ("RUNNABLE", {"RUNNABLE": 1}, 1, None)
+
+
+def test_a_dry_run_shows_plan_and_estimate_and_leaves_nothing(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {f"scans/{number}.png": "read" for number in range(3)})
+    done = pagefleet("submit", "--prefix", "s3://inputs/scans/", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "would read 3 documents" in done.stdout
+    assert "about 3 pages" in done.stdout
+    told = json.loads(pagefleet("submit", "scans/0.png", "--dry-run", "--json").stdout)
+    assert told["estimate"]["usd"] > 0
+    assert objects(deployed) == set()
+
+
+def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    first = ("submit", "a.png", "--run-id", "once", *COLOUR)
+    assert pagefleet(*first).exit_code == 0
+    job = deployed.job("once")
+    again = pagefleet(*first)
+    assert again.exit_code == 2
+    assert f"run once is live: job {job} is RUNNABLE" in again.stderr
+    assert "`pagefleet watch once`" in again.stderr
+
+    deployed.client("s3").delete_object(Bucket="outputs", Key="runs/once/batch.json")  # as if it had broken off
+    assert "run once is live" in pagefleet(*first).stderr
+
+    deployed.agent.run(job)
+    ended = pagefleet(*first)
+    assert ended.exit_code == 2
+    assert "`pagefleet resume once`" in ended.stderr
+    queue = deployed.description["queues"]["cpu"]["arn"]
+    jobs = deployed.client("batch").list_jobs(jobQueue=queue, filters=[{"name": "JOB_NAME", "values": ["pagefleet-*"]}])
+    assert len(jobs["jobSummaryList"]) == 1
+
+
+def test_a_submit_that_broke_off_before_its_job_can_be_done_again(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    arn = deployed.description["job_definitions"]["ocr-cpu"]["arn"]
+    deployed.description["job_definitions"]["ocr-cpu"]["arn"] = arn.replace("ocr-cpu", "gone")
+    deployed.publish()
+    failed = pagefleet("submit", "a.png", "--run-id", "half", *COLOUR)
+    assert failed.exit_code == 1
+    assert "AWS answers batch submit_job" in failed.stderr
+    assert "runs/half/run.json" in objects(deployed)
+    deployed.description["job_definitions"]["ocr-cpu"]["arn"] = arn
+    deployed.publish()
+    assert pagefleet("submit", "a.png", "--run-id", "half", *COLOUR).exit_code == 0
+
+
+def test_what_a_dead_shard_left_is_told_and_resumed_on_batch(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    deployed.upload(tmp_path, {f"{number:02d}.png": "slow" for number in range(24)} | {"bad.png": "raise"})
+    keys = [f"{number:02d}.png" for number in range(24)]
+    assert pagefleet("submit", *keys, "bad.png", "--shards", "2", "--run-id", "dead", *COLOUR).exit_code == 0
+    assert pagefleet("resume", "dead").exit_code == 2
+    job = deployed.job("dead")
+    deployed.agent.faults = {(1, attempt): [signal.SIGKILL] for attempt in (1, 2, 3)}
+    attempts = deployed.agent.run(job)
+    assert [attempt.exit_code for attempt in attempts[1]] == [137, 137, 137]
+
+    watched = pagefleet("watch", "dead", "--interval", "0")
+    assert watched.exit_code == 4
+    assert f"shard 1 failed after 3 attempts: exit 137, {SPOT_REASON}" in watched.stdout
+    assert "`pagefleet resume dead` reads them" in watched.stderr
+    fetched = pagefleet("fetch", "dead", "--out", "out", "--no-report")
+    assert fetched.exit_code == 4
+    assert "`pagefleet resume out` reads them" in fetched.stderr
+    log = (tmp_path / "out/logs/00001.log").read_text()
+    assert log.startswith("shard 1 failed after 3 attempts")
+    before = Summary.model_validate_json((tmp_path / "out/summary.json").read_bytes())
+    assert before.documents.unaccounted > 0
+
+    deployed.agent.faults = {}
+    resumed = pagefleet("resume", "out")
+    assert resumed.exit_code == 0, resumed.output
+    assert deployed.job("dead") != job
+    deployed.agent.run(deployed.job("dead"))
+    assert pagefleet("watch", "dead", "--interval", "0").exit_code == 3  # bad.png
+    assert pagefleet("fetch", "dead", "--out", "out", "--no-report").exit_code == 3
+    after = Summary.model_validate_json((tmp_path / "out/summary.json").read_bytes())
+    assert (after.documents.ok, after.documents.failed) == (24, 1)
+    assert after.cost
+    assert before.cost
+    assert after.cost["usd"] > before.cost["usd"]
+
+    assert "nothing is left" in pagefleet("resume", "dead").stdout
+    assert json.loads(pagefleet("resume", "dead", "--json").stdout)["job"] is None
+    deployed.upload(tmp_path, {"bad.png": "read"})
+    assert pagefleet("resume", "dead", "--retry-failed").exit_code == 0
+    deployed.agent.run(deployed.job("dead"))
+    assert pagefleet("fetch", "dead", "--out", "out", "--no-report").exit_code == 0
+    listed = json.loads(pagefleet("runs", "--json").stdout)["runs"]
+    assert [(row["run"], row["state"], row["documents"]["ok"]) for row in listed] == [("dead", "collected", 25)]
+
+
+def test_a_summary_can_be_fetched_without_the_documents(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    deployed.upload(tmp_path, {"a.png": "read"})
+    pagefleet("submit", "a.png", "gone.png", "--run-id", "one", *COLOUR)
+    deployed.agent.run(deployed.job("one"))
+    fetched = pagefleet("fetch", "one", "--out", "out", "--no-documents")
+    assert fetched.exit_code == 3
+    assert "not_found" in fetched.stdout
+    names = {str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert {"summary.json", "summary.md", "report.html", "failures/gone.png.json", "run.json", "batch.json"} <= names
+    assert not any(name.startswith(("documents/", "results.")) for name in names)
+
+
+def test_a_key_that_leads_out_of_the_folder_is_not_written(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    deployed.upload(tmp_path, {"a.png": "read"})
+    pagefleet("submit", "a.png", "--run-id", "one", *COLOUR)
+    deployed.agent.run(deployed.job("one"))
+    deployed.client("s3").put_object(Bucket="outputs", Key="runs/one/../../../evil", Body=b"x")
+    fetched = pagefleet("fetch", "one", "--out", "deep/er/out", "--no-report")
+    assert fetched.exit_code == 1
+    assert "would be written outside" in fetched.stderr
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_a_copy_is_not_mixed_with_something_else(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    deployed.upload(tmp_path, {"a.png": "read"})
+    for run in ("one", "two"):
+        pagefleet("submit", "a.png", "--run-id", run, *COLOUR)
+        deployed.agent.run(deployed.job(run))
+    assert pagefleet("fetch", "one", "--out", "out", "--no-report").exit_code == 0
+    other = pagefleet("fetch", "two", "--out", "out", "--no-report")
+    assert other.exit_code == 2
+    assert "out holds a copy of run one" in other.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").touch()
+    assert "holds no copy of a run" in pagefleet("fetch", "two", "--out", "mine").stderr
+    assert "is a file" in pagefleet("fetch", "two", "--out", "mine/file").stderr
+
+
+def test_one_document_is_read_by_the_deployed_definition_without_a_run(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a b.png": "read"})
+    environment = {
+        "INPUT_S3_URI": "s3://inputs/a b.png",
+        "OUTPUT_S3_URI": "s3://outputs/legacy/a.json",
+        "PAGEFLEET_ENGINE": "tests.faults.engines:Colour",
+    }
+    job = deployed.client("batch").submit_job(
+        jobName="legacy",
+        jobQueue="cpu-queue",
+        jobDefinition="ocr-cpu",
+        containerOverrides={"environment": [{"name": name, "value": value} for name, value in environment.items()]},
+    )["jobId"]
+    assert [attempt.exit_code for attempt in deployed.agent.run(job)[0]] == [0]
+    result = json.loads(deployed.client("s3").get_object(Bucket="outputs", Key="legacy/a.json")["Body"].read())
+    assert (result["source_image"], result["meta"]["runtime"]) == ("s3://inputs/a b.png", "batch")
+
+
+def test_an_emulator_that_ends_jobs_at_once_will_do(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the commands are tried against what the Pulumi program deployed."""
+    monkeypatch.chdir(tmp_path)
+    deployed.jobs.held = False
+    deployed.upload(tmp_path, {"a.png": "read", "b.png": "read"})
+    assert pagefleet("submit", "a.png", "b.png", "--shards", "2", "--run-id", "quick", *COLOUR).exit_code == 0
+    assert pagefleet("watch", "quick").exit_code == 4
+    deployed.agent.tell = lambda job, status, attempt: None
+    deployed.agent.environment = assume("arn:aws:iam::123456789012:role/job")
+    assert "AWS_SESSION_TOKEN" in deployed.agent.environment
+    assert {attempts[-1].exit_code for attempts in deployed.agent.run(deployed.job("quick")).values()} == {0}
+    assert pagefleet("watch", "quick").exit_code == 0
+    assert pagefleet("fetch", "quick", "--no-report").exit_code == 0
+    assert pagefleet("logs", "quick").exit_code == 0
+
+
+def test_cancel_ends_a_live_run_once(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    pagefleet("submit", "a.png", "--run-id", "one", *COLOUR)
+    cancelled = pagefleet("cancel", "one")
+    assert cancelled.exit_code == 0, cancelled.output
+    detail = deployed.client("batch").describe_jobs(jobs=[deployed.job("one")])["jobs"][0]
+    assert detail["statusReason"] == "cancelled with pagefleet cancel"
+    deployed.jobs.tell(deployed.job("one"), "FAILED", {})
+    again = pagefleet("cancel", "one")
+    assert again.exit_code == 1
+    assert "is not live" in again.stderr
+
+
+def test_hundreds_of_shards_are_asked_for_in_portions(deployed: Deployed, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("".join(f"{number}.png\n" for number in range(230)))
+    pagefleet("submit", "--keys-file", str(tmp_path / "keys"), "--shards", "230", "--run-id", "many", *COLOUR)
+    run = open_batch_run(open_storage(), "s3://outputs/runs/many", deployed.aws)
+    assert [child.shard for child in run.children()] == list(range(230))
+    for shard in range(230):
+        deployed.jobs.tell(f"{run.record.job.id}:{shard}", "FAILED", {"statusReason": "no such luck"})
+    last = Watch(run).look()
+    assert (last.status, last.states, last.exit_code) == ("FAILED", {"FAILED": 230}, 4)
+    assert last.failed_shards[229] == (229, "no such luck")
+
+
+def test_logs_are_printed_by_shard_and_followed_to_the_end(deployed: Deployed, tmp_path: Path) -> None:
+    pagefleet(
+        "submit", "a.png", "b.png", "--shards", "2", "--run-id", "two", "--engine", "tests.faults.engines:Unbuildable"
+    )
+    deployed.agent.run(deployed.job("two"))
+    attempts = deployed.jobs.job(f"{deployed.job('two')}:0").attempts
+    attempts.append({"startedAt": 1, "stoppedAt": 2, "container": {"logStreamName": "never/written"}})
+    both = pagefleet("logs", "two")
+    assert both.exit_code == 0, both.output
+    assert {line.split()[1] for line in both.stdout.splitlines()} >= {"[0]", "[1]"}
+    one = pagefleet("logs", "two", "--shard", "1", "--follow")
+    assert "no such device" in one.stdout
+    assert "[0]" not in one.stdout
+    assert "has no shard 7" in pagefleet("logs", "two", "--shard", "7").stderr
+
+
+def test_a_forgotten_job_is_no_obstacle(deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    deployed.upload(tmp_path, {"a.png": "read"})
+    pagefleet("submit", "a.png", "--run-id", "old", *COLOUR)
+    deployed.agent.run(deployed.job("old"))
+    assert pagefleet("fetch", "old", "--no-report").exit_code == 0
+    known = json.loads((tmp_path / "runs/old/summary.json").read_text())["cost"]
+    record = deployed.record("old")
+    record["jobs"][0]["id"] = "12345678-0000-0000-0000-000000000000"
+    deployed.client("s3").put_object(Bucket="outputs", Key="runs/old/batch.json", Body=json.dumps(record))
+    assert pagefleet("watch", "old").exit_code == 0
+    assert pagefleet("fetch", "old", "--no-report").exit_code == 0
+    assert json.loads((tmp_path / "runs/old/summary.json").read_text())["cost"] == known
+    assert "it has forgotten them" in pagefleet("cost", "old").stderr
+    assert json.loads(pagefleet("runs", "--json").stdout)["runs"][0]["state"] == "collected"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["submit"], 2, "name at least one KEY"),
+        (["submit", "a.png", "--run-id", "a/b"], 2, "is no run id"),
+        (["submit", "a.png", "--engine", "nix"], 2, "unknown engine 'nix'"),
+        (["submit", "--prefix", "s3://inputs/none/"], 2, "nothing to read"),
+        (["submit", "--keys-file", "gone"], 2, "cannot read the key list"),
+        (["submit", "file:///a.png"], 2, "is not in S3"),
+        (["submit", "s3://gone/a.png"], 1, "no such bucket"),
+        (["submit", "a.png", "--stack", "prod"], 2, "stack prod is not deployed"),
+        (["watch", "none"], 2, "there is no run at s3://outputs/runs/none"),
+        (["fetch", "none"], 2, "there is no run at"),
+        (["resume", "none"], 2, "there is no run at"),
+        (["cancel", "none"], 2, "there is no run at"),
+        (["cost"], 2, "name a RUN, or give --idle"),
+        (["watch", "s3://outputs/runs/none"], 2, "there is no run at"),
+    ],
+)
+def test_wrong_usage_is_told_in_a_line(deployed: Deployed, arguments: list[str], code: int, said: str) -> None:
+    done = pagefleet(*arguments)
+    assert done.exit_code == code, done.output
+    assert said in done.stderr.replace("\n", " ")
+    assert objects(deployed) == set()
+
+
+def test_a_run_of_this_machine_is_not_batchs(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    arguments = ("run", "s3://inputs/a.png", "--out", "s3://outputs/runs/local", "--no-report", *COLOUR)
+    assert pagefleet(*arguments).exit_code == 0
+    over = pagefleet("submit", "a.png", "--run-id", "local")
+    assert over.exit_code == 2
+    assert "holds a run that was not read on AWS Batch" in over.stderr
+    watched = pagefleet("watch", "local")
+    assert watched.exit_code == 2
+    assert "was not submitted to AWS Batch" in watched.stderr
+    assert pagefleet("resume", "s3://outputs/runs/local", "--no-report").exit_code == 0
+
+
+def test_the_examples_in_the_help_work(deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    deployed.upload(tmp_path, {"scans/receipt.jpg": "read", "scans/paper.pdf": "read"})
+    for command in COMMANDS:
+        for example in _examples(command):
+            words = shlex.split(example)[1:]
+            done = pagefleet(*words, *(COLOUR if command.name == "submit" else ()))
+            if command.name == "doctor":  # the emulator knows no quotas, which is no fault
+                assert "BAD" not in done.stdout
+            assert done.exit_code == 0, f"{example}\n{done.output}"
+            if command.name == "submit" and "--dry-run" not in words:
+                deployed.agent.run(deployed.job("first"))
+            if command.name == "fetch":  # cancel, which comes next, wants a live run
+                deployed.jobs.tell(deployed.job("first"), "RUNNABLE", {})
+    assert (tmp_path / "out/first/documents/receipt.jpg.md").exists()
