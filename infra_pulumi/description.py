@@ -60,7 +60,7 @@ class StackDescription(pulumi.ComponentResource):
             f"{place.prefix}-description",
             name=place.path,
             type="String",
-            value=pulumi.Output.json_dumps(description),
+            insecure_value=pulumi.Output.json_dumps(description),  # holds no secret, so that a preview may show it
             opts=pulumi.ResourceOptions(parent=self),
         )
         self.register_outputs({"parameter": self.parameter.name})

@@ -47,9 +47,8 @@ class Declared:
 class Deployment(pulumi.runtime.Mocks):
     """What one run of the program declared."""
 
-    def __init__(self, zones: int = 6) -> None:
+    def __init__(self) -> None:
         self.resources: list[Declared] = []
-        self._zones = zones
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
         name = args.inputs.get("name") or f"{args.name}-0a1b2c3"
@@ -71,7 +70,7 @@ class Deployment(pulumi.runtime.Mocks):
             "aws:index/getCallerIdentity:getCallerIdentity": {"accountId": ACCOUNT},
             "aws:index/getPartition:getPartition": {"partition": "aws"},
             "aws:index/getAvailabilityZones:getAvailabilityZones": {
-                "names": [f"us-east-1{letter}" for letter in "abcdef"[: self._zones]]
+                "names": [f"us-east-1{letter}" for letter in "abcdef"]
             },
         }
         return answers[args.token]
@@ -104,7 +103,7 @@ class Deployment(pulumi.runtime.Mocks):
 
     @property
     def description(self) -> Any:
-        return self.one("ssm/parameter").document("value")
+        return self.one("ssm/parameter").document("insecureValue")
 
 
 Deploy = Callable[..., Deployment]
@@ -115,14 +114,37 @@ def stack_file(stack: str) -> dict[str, Any]:
     return dict(yaml.safe_load(text)["config"])
 
 
-def configure(stack: str, config: Mapping[str, Any], zones: int = 6) -> Deployment:
-    """Makes Pulumi believe that this stack is being deployed. Keys without a colon are ours."""
-    deployment = Deployment(zones)
-    pulumi.runtime.set_mocks(deployment, project="pagefleet", stack=stack, preview=False)
+def during(stack: str, config: Mapping[str, Any], act: Callable[[], object], mocks: Deployment | None = None) -> None:
+    """Has Pulumi believe that this stack is being deployed while `act` runs. Keys without a colon are ours.
+
+    In a context and event loops of its own: Pulumi keeps the stack it works on in context variables, makes a loop in
+    each of its threads, and leaves them open.
+    """
     named = {key if ":" in key else f"pagefleet:{key}": value for key, value in config.items()}
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in named.items()}
-    pulumi.runtime.set_all_config(texts)
-    return deployment
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def prepare() -> asyncio.AbstractEventLoop:
+        loops.append(asyncio.new_event_loop())
+        asyncio.set_event_loop(loops[-1])
+        return loops[-1]
+
+    def run() -> None:
+        path = list(sys.path)
+        loop = prepare()
+        loop.set_default_executor(ThreadPoolExecutor(4, initializer=prepare))
+        try:
+            pulumi.runtime.set_mocks(mocks or Deployment(), project="pagefleet", stack=stack, preview=False)
+            pulumi.runtime.set_all_config(texts)
+            loop.run_until_complete(run_pulumi_func(lambda: act() and None))
+        finally:
+            asyncio.set_event_loop(None)
+            loop.run_until_complete(loop.shutdown_default_executor())
+            for each in loops:
+                each.close()
+            sys.path[:] = path
+
+    contextvars.copy_context().run(run)
 
 
 @pytest.fixture(scope="session")
@@ -133,36 +155,14 @@ def deploy() -> Deploy:
     def run(stack: str = "dev", **sections: Any) -> Deployment:
         key = json.dumps([stack, sections], sort_keys=True)
         if key not in done:
-            done[key] = _run(stack, {**stack_file(stack), **sections})
+            done[key] = Deployment()
+            program = str(ROOT / "infra_pulumi")
+            during(
+                stack,
+                {**stack_file(stack), **sections},
+                lambda: runpy.run_path(program, run_name="__main__"),
+                done[key],
+            )
         return done[key]
 
     return run
-
-
-def _run(stack: str, config: Mapping[str, Any]) -> Deployment:
-    """In a context and an event loop of its own: Pulumi keeps the stack it works on in context variables."""
-
-    def run() -> Deployment:
-        threads: list[asyncio.AbstractEventLoop] = []  # Pulumi makes a loop in each thread, and leaves it open
-
-        def prepare_thread() -> None:
-            threads.append(asyncio.new_event_loop())
-            asyncio.set_event_loop(threads[-1])
-
-        loop = asyncio.new_event_loop()
-        loop.set_default_executor(ThreadPoolExecutor(4, initializer=prepare_thread))
-        asyncio.set_event_loop(loop)
-        path = list(sys.path)
-        try:
-            deployment = configure(stack, config)
-            program = str(ROOT / "infra_pulumi")
-            loop.run_until_complete(run_pulumi_func(lambda: runpy.run_path(program, run_name="__main__") and None))
-            return deployment
-        finally:
-            asyncio.set_event_loop(None)
-            loop.run_until_complete(loop.shutdown_default_executor())
-            for each in (loop, *threads):
-                each.close()
-            sys.path[:] = path
-
-    return contextvars.copy_context().run(run)
