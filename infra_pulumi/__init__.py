@@ -1,0 +1,1 @@
+"""What exists in AWS: one Pulumi program, one component per concern."""
