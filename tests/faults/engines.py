@@ -55,12 +55,10 @@ class Colour:
                 log.write(f"{page.width}x{page.height} {action}\n")
         if action == "raise":
             raise RuntimeError("this page is red")
-        if action == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if action == "kill" or (action == "kill_once" and _first_time(self.settings)):
+            _die(signal.SIGKILL)
         if action == "segfault":
-            os.kill(os.getpid(), signal.SIGSEGV)
-        if action == "kill_once" and _first_time(self.settings):
-            os.kill(os.getpid(), signal.SIGKILL)
+            _die(signal.SIGSEGV)
         if action == "hang":
             threading.Event().wait()
         if action == "slow":
@@ -120,6 +118,11 @@ def _action(page: PageImage) -> str:
     """What the colour in the middle of the page stands for; any other is read."""
     pixel = page.pixels[page.height // 2, page.width // 2].astype(int)
     return next((name for name, colour in COLOURS.items() if abs(pixel - colour).max() < 20), "read")
+
+
+def _die(number: int) -> None:
+    os.kill(os.getpid(), number)
+    threading.Event().wait()  # a signal may take a moment, in which the page would be answered for
 
 
 def _first_time(settings: EngineSettings) -> bool:

@@ -108,7 +108,7 @@ def test_a_document_that_kills_the_worker_fails_and_all_others_are_read(make_run
     names = {f"{number:02d}.png": "read" for number in range(40)}
     run = make_run(names | {"07.png": "kill", "23.png": "segfault", "38.png": "kill"})
     first = run.work(attempt=1)
-    assert first.returncode == 137
+    assert first.returncode in (137, 139)
     second = run.work(attempt=2)
     assert second.returncode == ExitCode.OK, second.stderr
     bad = {"07.png": "worker_crashed", "23.png": "worker_crashed", "38.png": "worker_crashed"}
