@@ -54,6 +54,10 @@ class Request:
     sharding: Sharding
 
 
+class Refused(JobError):
+    """The worker says that the request itself is wrong: nothing was read, and trying again can't help."""
+
+
 class Interrupted(JobError):
     """A person or the system asked to stop; what is left can be resumed."""
 
@@ -99,7 +103,7 @@ def start_run(storage: Storage, request: Request, plan: Plan, out: str) -> RunFo
 def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: Console, tasks: int) -> list[ShardEnd]:
     """Runs the workers for these shards, with progress on `console`.
 
-    Raises: Interrupted after Ctrl-C or SIGTERM, when the workers have drained; JobError where a worker says that the
+    Raises: Interrupted after Ctrl-C or SIGTERM, when the workers have drained; Refused where a worker says that the
     request itself is wrong.
     """
     with Progress(console, tasks) as progress:
@@ -110,7 +114,7 @@ def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: 
             ends = runner.run(shards)
     wrong = next((end for end in ends if end.exit_code == ExitCode.BAD_REQUEST), None)
     if wrong:
-        raise JobError(f"the worker refuses the run: {_last_message(wrong.stderr)}")
+        raise Refused(f"the worker refuses the run: {_last_message(wrong.stderr)}")
     if stopped() and not (len(ends) == len(shards) and all(end.ok for end in ends)):
         raise Interrupted(
             f"stopped; {progress.ended:,} of {tasks:,} tasks have ended. "
@@ -121,6 +125,12 @@ def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: 
             why = f"after {end.attempts} attempts (exit {end.exit_code}): {_last_message(end.stderr)}"
             progress.log(f"shard {end.shard} gave up {why}")
     return ends
+
+
+def discard(folder: RunFolder) -> None:
+    """Removes a run of which nothing was read, so that its place can be used again."""
+    for entry in list(folder.storage.list(folder.paths.file(""))):
+        folder.storage.delete(entry.uri)
 
 
 def finish(

@@ -212,13 +212,7 @@ def _expand_local(storage: Storage, location: str, warnings: list[str]) -> Itera
         if not any(mark in location for mark in "*?["):
             raise UsageError(f"there is no file or folder {location}: {error.strerror}") from error
     if status and stat.S_ISDIR(status.st_mode):
-        folder = path_uri(path)
-        visible = (
-            (entry.uri, entry.uri)
-            for entry in storage.list(folder)
-            if not any(part.startswith(".") for part in uri_path(entry.uri.removeprefix(folder)).parts)
-        )
-        yield from _documents(visible, location, warnings)
+        yield from _documents(_visible(storage, path_uri(path), warnings), location, warnings)
     elif status:
         yield path_uri(path)
     else:
@@ -228,6 +222,18 @@ def _expand_local(storage: Storage, location: str, warnings: list[str]) -> Itera
         if not found:
             raise UsageError(f"no file matches {location}")
         yield from _documents(((path_uri(Path(match)), match) for match in found), location, warnings)
+
+
+def _visible(storage: Storage, folder: str, warnings: list[str]) -> Iterator[tuple[str, str]]:
+    """What a folder holds, but hidden files and folders, which are counted."""
+    hidden = 0
+    for entry in storage.list(folder):
+        if any(part.startswith(".") for part in uri_path(entry.uri.removeprefix(folder)).parts):
+            hidden += 1
+        else:
+            yield entry.uri, entry.uri
+    if hidden:
+        warnings.append(f"passed over in {folder}: {hidden:,} hidden files; name a file to have it read all the same")
 
 
 def _documents(found: Iterable[tuple[str, str]], where: str, warnings: list[str]) -> Iterator[str]:

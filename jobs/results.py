@@ -190,9 +190,11 @@ class RunFolder:
             ) from error
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row a document, the columns of `results.parquet`. Needs pandas (`pip install pagefleet[notebook]`)."""
-        import pandas
-
+        """One row a document, the columns of `results.parquet`. Needs pandas, which comes with the extra `notebook`."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise UsageError("to_pandas needs pandas: `.venv/bin/pip install pandas`") from error
         return pandas.DataFrame([document.row() for document in self.documents()])
 
     # ---- helpers

@@ -112,7 +112,7 @@ class Meta(Record):
     timestamp: datetime
     engine: str
     revision: str | None = None
-    seconds: float  # from admission to the written result, decoding and waiting included
+    seconds: float  # of work: fetching, decoding, reading; waiting for other documents doesn't count
     worker: str  # version of this package and git revision
     etag: str | None = None
     attempt: int = 1

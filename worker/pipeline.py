@@ -15,6 +15,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -157,7 +158,8 @@ class Pipeline:
                 self._job.in_flight.add(task.key)
             try:
                 self._disk.wait_for_room(lambda: self._stopping)
-                document.fetched = self._job.storage.fetch(task.uri, scratch)
+                with document.at_work():
+                    document.fetched = self._job.storage.fetch(task.uri, scratch)
                 self._disk.take(document.fetched)
             except DocumentError as error:
                 self._end(document, error)
@@ -184,10 +186,15 @@ class Pipeline:
         try:
             if document.fetched.size == 0:
                 raise DocumentError(FailureCode.EMPTY, f"{document.task.uri} holds 0 bytes")
-            pages = decoder.pages(str(document.fetched.path), document.task.pages)
+            with document.at_work():
+                pages = decoder.pages(str(document.fetched.path), document.task.pages)
             document.warnings += pages.warnings
             self._job.receipts.expect_pages(pages.asked)
-            for item in pages:
+            while True:
+                with document.at_work():
+                    item = next(pages, None)
+                if item is None:
+                    break
                 if self._broken or (self._draining.is_set() and not document.touched):
                     return self._abandon(document)
                 if isinstance(item, BadPage):
@@ -227,7 +234,10 @@ class Pipeline:
         me = threading.get_ident()
         self._calls[me] = (time.monotonic(), [document.task for document, _ in batch])
         try:
-            texts = self._job.engine.read([image for _, image in batch])
+            with ExitStack() as work:
+                for document, _ in batch:
+                    work.enter_context(document.at_work(len(batch)))
+                texts = self._job.engine.read([image for _, image in batch])
             if len(texts) != len(batch):
                 raise ValueError(f"the engine returned {len(texts)} texts for {len(batch)} pages")
             return list(texts)
@@ -329,7 +339,7 @@ class _Document:
         self.warnings: list[str] = []
         self.touched = False  # a page of it has reached the engine's queue
         self._job = job
-        self._started = time.monotonic()
+        self._seconds = 0.0  # of work on it; waiting for others doesn't count
         self._pages: list[Page] = []
         self._codes: list[FailureCode] = []
         self._open = 1  # pages with the engine, and one for the decoder that may bring more
@@ -338,6 +348,16 @@ class _Document:
         self._written_by_engine = False
         self._size: int | None = None
         self._etag: str | None = None
+
+    @contextmanager
+    def at_work(self, share: int = 1) -> Iterator[None]:
+        """Counts the time inside as work on this document; `share` documents have it in common."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._seconds += (time.monotonic() - started) / share
 
     def expect_page(self) -> None:
         with self._lock:
@@ -438,7 +458,7 @@ class _Document:
                 engine=job.engine_name,
                 runtime=job.settings.runtime,
                 timestamp=now,
-                seconds=round(time.monotonic() - self._started, 3),
+                seconds=round(self._seconds, 3),
                 worker=job.settings.version,
                 etag=self._etag,
                 attempt=job.settings.attempt,
@@ -456,7 +476,7 @@ class _Document:
             outcome="failed" if isinstance(outcome, Failure) else outcome.status,
             code=outcome.code if isinstance(outcome, Failure) else None,
             message=outcome.message if isinstance(outcome, Failure) else None,
-            seconds=round(time.monotonic() - self._started, 3),
+            seconds=round(self._seconds, 3),
             pages=len(self._pages),
             failed_pages=len(self._codes) if not failed else len(self._pages),
             bytes=self._size,

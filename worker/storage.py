@@ -166,33 +166,46 @@ class LocalStorage:
             return uri_path(uri).exists()
 
     def list(self, uri: str) -> Iterator[Entry]:
-        yield from self._walk(uri_path(uri))
+        yield from self._walk(uri_path(uri), frozenset())
 
     def delete(self, uri: str) -> None:
         with file_errors(uri):
             uri_path(uri).unlink(missing_ok=True)
 
-    def _walk(self, folder: Path) -> Iterator[Entry]:
+    def _walk(self, folder: Path, above: frozenset[tuple[int, int]]) -> Iterator[Entry]:
+        """Links are followed, but not to a folder `above`, without end; one that leads nowhere is an entry."""
         try:
+            here = folder.stat()
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except FileNotFoundError:
             return
         except OSError as error:
             raise BadRequest(f"cannot list {folder}: {error.strerror}") from error
+        known = above | {(here.st_dev, here.st_ino)}
         for entry in entries:
-            if entry.is_dir():
-                if not entry.is_symlink():  # a link to a parent would never end
-                    yield from self._walk(Path(entry.path))
-            elif entry.is_file() and not entry.name.startswith(_TEMPORARY):  # no FIFOs, no devices
-                with suppress(FileNotFoundError):  # it has gone since
-                    yield Entry(path_uri(Path(entry.path)), entry.stat().st_size)
+            if entry.name.startswith(_TEMPORARY):
+                continue
+            try:
+                status = entry.stat()
+            except OSError:
+                if entry.is_symlink():  # it leads nowhere: whoever reads it says so
+                    yield Entry(path_uri(Path(entry.path)), 0)
+                continue  # else it has gone since
+            if not stat.S_ISDIR(status.st_mode):
+                yield Entry(path_uri(Path(entry.path)), status.st_size)
+            elif (status.st_dev, status.st_ino) not in known:
+                yield from self._walk(Path(entry.path), known)
 
     @contextmanager
     def _replacing(self, uri: str) -> Iterator[Path]:
         """A file beside the one that it becomes, so that a reader never sees half of it."""
         path = uri_path(uri)
-        with file_errors(uri):
+        try:
             path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise BadRequest(f"{path.parent} cannot be written to: {error.strerror}") from error
+        with file_errors(uri):
             temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{random.getrandbits(48):012x}")
             try:
                 yield temporary

@@ -81,7 +81,7 @@ def main() -> None:
 def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     """Read documents on this machine.
 
-    INPUT is a file, a folder, a glob, or an s3:// key or prefix.
+    INPUT is a file, a folder, a glob, an s3:// key, or an s3:// prefix that ends in a slash.
 
     \b
     pagefleet run samples --out out/samples
@@ -114,7 +114,12 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
         return
     folder = local.start_run(storage, request, plan, out)
     runner = RunnerOptions(workers=workers, threads=threads)
-    _read_and_finish(folder, list(range(plan.shards)), runner, len(plan.tasks), given)
+    try:
+        _read_and_finish(folder, list(range(plan.shards)), runner, len(plan.tasks), given)
+    except local.Refused:
+        if not any(folder.receipts()):
+            local.discard(folder)
+        raise
 
 
 @main.command("resume")

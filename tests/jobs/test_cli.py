@@ -178,6 +178,7 @@ def test_a_dry_run_touches_nothing(folder: Path) -> None:
         (["run", "--keys-file", "gone"], "cannot read the key list gone"),
         (["run", "in", "--pages", "3-1"], "'3-1'"),
         (["run", "in", "--engine", "nix"], "unknown engine 'nix'"),
+        (["run", "in", "--engine", "nix:Engine"], "there is no module nix"),
         (["run", "in", "--engine-option", "x"], "K=V"),
         (["run", "in", "--dpi", "7"], "--dpi"),
         (["run", "in", "--out", "in"], "exists and is not an empty folder"),
@@ -211,6 +212,7 @@ def test_what_the_worker_refuses_fails_the_run(folder: Path) -> None:
     assert done.returncode == 1
     assert "the worker refuses the run: " in done.stderr
     assert "Traceback" not in done.stderr
+    assert pagefleet("run", "in", "--out", "out", "--no-report", *COLOUR, cwd=folder).returncode == 0
 
 
 def test_a_run_whose_worker_keeps_dying_is_unaccounted_for_and_can_be_resumed(folder: Path) -> None:

@@ -97,7 +97,8 @@ class TestInputs:
             draw(tmp_path / "x.png").rename(_made(tmp_path / "in" / name))
         found, warnings = self.find(str(tmp_path / "in"))
         assert found == ["a.heic", "b.PDF", "c.tiff", "noext"]
-        assert "1 .txt" in warnings[0]
+        assert any("1 .txt" in warning for warning in warnings)
+        assert any("2 hidden files" in warning for warning in warnings)
 
     def test_the_runs_own_folder_is_left_out(self, tmp_path: Path) -> None:
         draw(tmp_path / "a.png")

@@ -111,11 +111,22 @@ def test_what_is_not_a_file_is_not_found(tmp_path: Path) -> None:
             LocalStorage().fetch(path_uri(tmp_path) + "/" + name, tmp_path)
 
 
-def test_listing_leaves_out_what_is_no_file(tmp_path: Path) -> None:
+def test_listing_follows_links_but_not_for_ever(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
     (tmp_path / "up").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "fifo")
-    assert [uri_path(entry.uri).name for entry in LocalStorage().list(path_uri(tmp_path))] == ["a"]
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/b").write_bytes(b"")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "folder/nowhere").symlink_to(tmp_path / "gone")
+    found = [uri_path(entry.uri).relative_to(tmp_path) for entry in LocalStorage().list(path_uri(tmp_path))]
+    assert list(map(str, found)) == ["a", "elsewhere/b", "fifo", "folder/link/b", "folder/nowhere"]
+
+
+def test_a_place_that_cannot_be_written_to_is_told() -> None:
+    with pytest.raises(BadRequest, match="/proc/here cannot be written to"):
+        LocalStorage().write("file:///proc/here/run.json", b"")
 
 
 def test_uris_of_what_a_person_types(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

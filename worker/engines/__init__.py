@@ -112,7 +112,9 @@ def check_engine(name: str) -> None:
     if name in ENGINES:
         if missing := missing_modules(name):
             raise BadRequest(f"engine {name} needs {', '.join(missing)}: {ENGINES[name].install}")
-    elif ":" not in name or importlib.util.find_spec(name.partition(":")[0].partition(".")[0]) is None:
+    elif ":" in name and importlib.util.find_spec(name.partition(":")[0].partition(".")[0]) is None:
+        raise BadRequest(f"engine {name}: there is no module {name.partition(':')[0]}; is its folder on PYTHONPATH?")
+    elif ":" not in name:
         raise BadRequest(
             f"unknown engine {name!r}: there is {', '.join(sorted(ENGINES))}, or your own as package.module:Class"
         )
