@@ -22,7 +22,7 @@ from infra_pulumi.storage import Storage
 
 ISSUER = "token.actions.githubusercontent.com"
 AUDIENCE = "sts.amazonaws.com"
-G_SPOT_QUOTA = "ec2/L-3819A6DF"  # "All G and VT Spot Instance Requests", vCPUs
+QUOTAS = ("ec2/L-3819A6DF", "fargate/L-36FBB829")  # vCPUs of G and VT instances on Spot, and of Fargate Spot
 
 
 class GitHub(pulumi.ComponentResource):
@@ -62,7 +62,7 @@ class GitHub(pulumi.ComponentResource):
                 ["logs:FilterLogEvents", "logs:GetLogEvents", "logs:DescribeLogStreams"],
                 [logs.jobs.arn, pulumi.Output.format("{0}:*", logs.jobs.arn)],
             ),
-            allow(["servicequotas:GetServiceQuota"], [place.arn("servicequotas", G_SPOT_QUOTA)]),
+            allow(["servicequotas:GetServiceQuota"], [place.arn("servicequotas", quota) for quota in QUOTAS]),
             image,
         ]
         self.role_arns = {

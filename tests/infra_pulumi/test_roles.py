@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from jobs.doctor import FARGATE_SPOT_QUOTA, SPOT_GPU_QUOTA
 from tests.infra_pulumi.conftest import ACCOUNT, GITHUB, SECRET, Deploy, Deployment
 
 ISSUER = "token.actions.githubusercontent.com"
@@ -141,6 +142,9 @@ def test_the_operator_submits_this_stacks_jobs_and_writes_runs(full: Deployment)
     assert len(allowed["ssm:GetParameter"]) == 1
     services = {action.split(":")[0] for action in allowed}
     assert services == {"batch", "ec2", "ecr", "ecs", "logs", "s3", "servicequotas", "ssm"}
+    # what `doctor` and `watch` look at, for all that the stack runs on
+    quotas = {arn.rpartition(":")[2] for arn in allowed["servicequotas:GetServiceQuota"]}
+    assert quotas == {f"{service}/{code}" for service, code, _ in (SPOT_GPU_QUOTA, FARGATE_SPOT_QUOTA)}
 
 
 def test_the_deploy_role_cannot_widen_the_rights_of_workflows_or_read_documents(full: Deployment) -> None:
