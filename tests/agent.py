@@ -63,7 +63,8 @@ class Agent:
         while not attempts or (attempts[-1].action == "RETRY" and len(attempts) < retry.get("attempts", 1)):
             number = len(attempts) + 1
             stream = detail["container"].get("logStreamName")
-            stream = stream or f"{definition['jobDefinitionName']}/default/{child.replace(':', '-')}-{number}"
+            stream = stream or f"{definition['jobDefinitionName']}/default/{child}-{number}"
+            stream = stream.replace(":", "-")  # CloudWatch allows no colon, which the emulator puts in
             started = _now()
             self.tell(child, "RUNNING", {"startedAt": started, "container": {"logStreamName": stream}})
             code, said = self._work(detail, {"AWS_BATCH_JOB_ARRAY_INDEX": str(shard)} if array else {}, shard, number)
