@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from jobs.aws import Aws, AwsError, Credentials, Denied
 from jobs.batch import Child, JobRecord
@@ -69,10 +70,10 @@ def check_stack(aws: Aws, name: str) -> Iterator[Check]:
         )  # fmt: skip
     yield from _guarded("image", lambda: check_image(aws, stack))
     for key in stack.queues:
-        yield from _guarded(f"queue {key}", lambda key=key: check_queue(aws, stack.queues[key].arn, f"queue {key}"))  # type: ignore[misc]
+        yield from _guarded(f"queue {key}", partial(check_queue, aws, stack.queues[key].arn, f"queue {key}"))
     yield from _guarded("subnets", lambda: check_subnets(aws, stack))
     for bucket in (stack.buckets.inputs, stack.buckets.outputs):
-        yield from _guarded(f"bucket {bucket}", lambda bucket=bucket: check_bucket(aws, bucket))  # type: ignore[misc]
+        yield from _guarded(f"bucket {bucket}", partial(check_bucket, aws, bucket))
     needed = {False: 0.0, True: 0.0}
     for definition in stack.job_definitions.values():
         if definition.gpus:

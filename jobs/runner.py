@@ -171,7 +171,10 @@ class Runner:
             listener(what)
 
 
-def default_workers(cpus: int) -> tuple[int, int]:
-    """Workers, and threads of each: an engine uses two to four threads well, and loads once a worker."""
-    workers = max(1, cpus // 4)
+def share_cpus(cpus: int, workers: int | None = None) -> tuple[int, int]:
+    """Workers, as asked for or by default, and threads of each.
+
+    An engine uses two to four threads well, and loads once a worker.
+    """
+    workers = workers or max(1, cpus // 4)
     return workers, max(1, cpus // workers)

@@ -263,7 +263,7 @@ class Pipeline:
         if isinstance(outcome, Result):
             text = job.places.text(task)
             if text is not None:  # before the result, whose presence means "done"
-                job.storage.write(text, (outcome.extracted_markdown.rstrip("\n") + "\n").encode())
+                job.storage.write(text, outcome.extracted_markdown.encode())
             job.storage.write(job.places.result(task), record)
             if job.settings.retry_failed:
                 job.storage.delete(job.places.failure(task))

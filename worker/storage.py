@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -24,6 +25,7 @@ from worker.errors import BadRequest, DocumentError, TryAgain
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
 
 T = TypeVar("T")
 
@@ -275,10 +277,7 @@ class S3Storage:
         bucket, prefix = split_s3(uri)
         token: dict[str, Any] = {}
         while True:
-            page = self._call(
-                uri,
-                lambda token=token: self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **token),  # type: ignore[misc]
-            )
+            page = self._call(uri, partial(self._list_page, bucket, prefix, token))
             for item in page.get("Contents", []):
                 if not item["Key"].endswith("/"):  # the consoles' folder placeholders
                     yield Entry(f"s3://{bucket}/{item['Key']}", item["Size"])
@@ -290,6 +289,9 @@ class S3Storage:
         bucket, key = split_s3(uri)
         with suppress(NotFound):
             self._call(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
+
+    def _list_page(self, bucket: str, prefix: str, token: dict[str, Any]) -> ListObjectsV2OutputTypeDef:
+        return self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **token)
 
     @property
     def _client(self) -> S3Client:

@@ -90,15 +90,13 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     """
     from jobs import local
     from jobs.plan import Sharding
-    from jobs.runner import RunnerOptions, default_workers
+    from jobs.runner import RunnerOptions, share_cpus
     from worker.settings import available_cpus
     from worker.storage import open_storage
 
     if not inputs and not given["keys_file"]:
         raise click.UsageError("name at least one INPUT, or --keys-file")
-    workers, threads = default_workers(available_cpus())
-    if given["workers"]:
-        workers, threads = given["workers"], max(1, available_cpus() // given["workers"])
+    workers, threads = share_cpus(available_cpus(), given["workers"])
     request = local.Request(
         inputs=inputs,
         keys_file=given["keys_file"],
@@ -145,13 +143,11 @@ def resume_command(directory: str, *, stack: str, region: str | None, **given: A
         )
         return
     from jobs.results import open_run
-    from jobs.runner import RunnerOptions, default_workers
+    from jobs.runner import RunnerOptions, share_cpus
     from worker.settings import available_cpus
 
     folder = open_run(directory)
-    workers, threads = default_workers(available_cpus())
-    if given["workers"]:
-        workers, threads = given["workers"], max(1, available_cpus() // given["workers"])
+    workers, threads = share_cpus(available_cpus(), given["workers"])
     left = folder.open_tasks(retry_failed=given["retry_failed"])
     runner = RunnerOptions(
         workers=workers,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from jobs.runner import RULES, Runner, RunnerOptions, default_workers
+from jobs.runner import RULES, Runner, RunnerOptions, share_cpus
 from tests.conftest import RunOnDisk, worker_environment
 from worker.contract import ExitCode, Options, Receipt
 from worker.receipts import ProgressNews
@@ -124,8 +124,8 @@ def test_rules_end_with_a_catch_all() -> None:
 
 
 @pytest.mark.parametrize(("cpus", "expected"), [(1, (1, 1)), (2, (1, 2)), (4, (1, 4)), (8, (2, 4)), (64, (16, 4))])
-def test_default_workers(cpus: int, expected: tuple[int, int]) -> None:
-    assert default_workers(cpus) == expected
+def test_share_cpus(cpus: int, expected: tuple[int, int]) -> None:
+    assert share_cpus(cpus) == expected
 
 
 def _until(condition: Callable[[], bool]) -> None:
