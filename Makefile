@@ -42,7 +42,8 @@ lock: $(VENV)/.dev ## Write requirements/ anew after a change of pyproject.toml;
 	@$(INSTALL) uv==$(UV_VERSION)
 	@$(COMPILE) pyproject.toml --output-file requirements/base.txt
 	@$(COMPILE) --group build --constraint requirements/base.txt --output-file requirements/build.txt
-	@$(COMPILE) pyproject.toml --extra dev --constraint requirements/base.txt --constraint requirements/build.txt \
+	@$(COMPILE) pyproject.toml --extra gpu --constraint requirements/base.txt --output-file requirements/gpu.txt
+	@$(COMPILE) pyproject.toml --extra dev --constraint requirements/gpu.txt --constraint requirements/build.txt \
 		--output-file requirements/dev.txt
 
 clean: ## Remove everything that make made
@@ -56,9 +57,10 @@ $(VENV)/.run: requirements/base.txt requirements/build.txt pyproject.toml | $(VE
 	@$(PROJECT)
 	@touch $@
 
-$(VENV)/.dev: requirements/dev.txt $(VENV)/.run
+$(VENV)/.dev: requirements/dev.txt requirements/torch-cpu.txt requirements/gpu.txt $(VENV)/.run
 	@echo "Installing the development tools into $(VENV) ..."
 	@$(LOCKED) -r requirements/dev.txt
+	@$(INSTALL) --no-deps --require-hashes -r requirements/torch-cpu.txt 2>/dev/null || $(LOCKED) -r requirements/gpu.txt
 	@touch $@
 
 $(VENV)/.made:
