@@ -26,11 +26,7 @@ class Buckets(_Part):
 
 class Image(_Part):
     repository: str  # <account>.dkr.ecr.<region>.amazonaws.com/<name>
-    tag: str
-
-    @property
-    def name(self) -> str:
-        return self.repository.partition("/")[2]
+    tag: str  # of the tree; images are tagged <target>-<tag>
 
 
 class Queue(_Part):
@@ -42,6 +38,7 @@ class JobDefinition(_Part):
     name: str
     arn: str  # with its revision
     queue: str  # key of `Stack.queues`
+    image: str  # <repository>:<target>-<tag>
     vcpus: float
     memory: int  # MiB
     gpus: int = 0
