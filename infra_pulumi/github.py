@@ -48,9 +48,12 @@ class GitHub(pulumi.ComponentResource):
         self._provider_arn = self._issuer()
         state = pulumi.Output.format("arn:{0}:s3:::{1}", place.partition, settings.state_bucket)
         image = allow(["ecr:DescribeImages", "ecr:BatchGetImage"], [registry.repository.arn])
+        # Pulumi opens a stack with it, also where it holds no secret.
+        state_key = [allow(["kms:Decrypt"], [settings.state_key_arn])] if settings.state_key_arn else []
         preview = [
             allow(["s3:ListBucket"], [state]),
             allow(["s3:GetObject"], [below(state, ".pulumi/*")]),
+            *state_key,
             allow_unnamed(["ec2:DescribeAvailabilityZones"]),
             image,
         ]
@@ -68,7 +71,9 @@ class GitHub(pulumi.ComponentResource):
         self.role_arns = {
             "preview": self._role("preview", "pull_request", preview),
             "deploy": self._role(
-                "deploy", f"environment:{place.stack}", deploy_statements(place, state, storage, registry)
+                "deploy",
+                f"environment:{place.stack}",
+                [*deploy_statements(place, state, storage, registry), *state_key],
             ),
             "operator": self._role("operator", f"ref:refs/heads/{settings.branch}", operator),
         }

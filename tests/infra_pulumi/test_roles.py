@@ -128,6 +128,13 @@ def test_a_pull_request_can_write_nothing_and_read_no_secret_and_no_document(ful
     assert allowed["s3:ListBucket"] == ["arn:aws:s3:::octo-state"]
 
 
+def test_a_state_key_is_for_opening_the_state_alone(deploy: Deploy) -> None:
+    key = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/0a1b"
+    keyed = deploy("dev", github={**GITHUB, "stateKeyArn": key})
+    assert keyed.allowed("preview")["kms:Decrypt"] == keyed.allowed("deploy")["kms:Decrypt"] == [key]
+    assert not any(action.startswith("kms:") for action in keyed.allowed("operator"))
+
+
 def test_the_operator_submits_this_stacks_jobs_and_writes_runs(full: Deployment) -> None:
     inputs, outputs = _buckets(full)
     allowed = full.allowed("operator")
