@@ -9,9 +9,11 @@ from __future__ import annotations
 import pulumi
 import pulumi_aws as aws
 
+from infra_pulumi.boundary import PATH
 from infra_pulumi.compute import Compute
 from infra_pulumi.deploy_policy import deploy_statements
 from infra_pulumi.description import StackDescription
+from infra_pulumi.identity import Identity
 from infra_pulumi.job_definitions import JobDefinitions
 from infra_pulumi.logs import Logs
 from infra_pulumi.place import Place
@@ -35,6 +37,7 @@ class GitHub(pulumi.ComponentResource):
         *,
         storage: Storage,
         registry: Registry,
+        identity: Identity,
         compute: Compute,
         definitions: JobDefinitions,
         logs: Logs,
@@ -73,7 +76,10 @@ class GitHub(pulumi.ComponentResource):
             "deploy": self._role(
                 "deploy",
                 f"environment:{place.stack}",
-                [*deploy_statements(place, state, storage, registry), *state_key],
+                [
+                    *deploy_statements(place, state, storage=storage, registry=registry, identity=identity),
+                    *state_key,
+                ],
             ),
             "operator": self._role("operator", f"ref:refs/heads/{settings.branch}", operator),
         }
@@ -96,7 +102,7 @@ class GitHub(pulumi.ComponentResource):
         }
         role = aws.iam.Role(
             full,
-            path="/github/",
+            path=PATH,
             assume_role_policy=trust({"Federated": self._provider_arn}, conditions, "sts:AssumeRoleWithWebIdentity"),
             opts=self._child,
         )
