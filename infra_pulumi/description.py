@@ -75,6 +75,7 @@ def _told(definition: JobDefinition) -> dict[str, Any]:
         "memory": definition.size.memory,
         "gpus": definition.gpus,
         "image": definition.image,
+        "timeout": definition.size.timeout_minutes * 60,
         "spot": True,
         "instance_types": list(definition.instance_types),
     }

@@ -9,15 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import PurePosixPath
 from typing import Any
 
 from jobs.aws import Aws, AwsError, chunks
 from jobs.batch import Attempt, BatchRun, JobRecord
-from jobs.plan import Plan
+from jobs.plan import Plan, known_pages
 from jobs.stack import JobDefinition
+from jobs.wording import plural
 from worker.contract import Record
-from worker.decode import parse_pages
 
 
 @dataclass(frozen=True)
@@ -55,8 +54,7 @@ FARGATE_SPOT_SHARE = 0.3  # "up to 70 % off"; its Spot price has no public histo
 # Pages a second that one vCPU reads, where it was measured (24 receipts; 1.46 on two). Of a GPU engine none is shipped:
 # the newest run on the same stack tells.
 PAGES_PER_VCPU_SECOND = {"rapidocr": 0.73}
-LONG_FORMATS = {".pdf", ".tif", ".tiff", ""}  # documents of any number of pages
-MANY_FORMATS_PAGES = 10  # taken for such a document in an estimate
+MANY_FORMATS_PAGES = 10  # taken in an estimate for a document that may have any number of pages
 
 TABLE = f"price table of {PRICES_FROM}"
 HISTORY = "Spot price history"
@@ -94,13 +92,9 @@ def count_pages(plan: Plan) -> tuple[int, int]:
     """Pages of a plan as far as its tasks tell, and how many of its documents are of unknown length."""
     pages = unknown = 0
     for uri, _, ranges, _, _ in plan.tasks:
-        if ranges:
-            pages += sum(last - first + 1 for first, last in parse_pages(ranges))
-        elif PurePosixPath(uri).suffix.lower() in LONG_FORMATS:
-            pages += MANY_FORMATS_PAGES
-            unknown += 1
-        else:
-            pages += 1
+        known = known_pages(uri, ranges)
+        pages += MANY_FORMATS_PAGES if known is None else known
+        unknown += known is None
     return pages, unknown
 
 
@@ -114,7 +108,7 @@ def estimate(
     price = table_price(definition, None)
     basis = [f"${price:.3f} an hour for a shard ({TABLE})"]
     if unknown:
-        basis.append(f"{unknown:,} PDFs and TIFFs taken for {MANY_FORMATS_PAGES} pages each")
+        basis.append(f"{plural(unknown, 'document')} of unknown length, taken for {MANY_FORMATS_PAGES} pages each")
     if rate is None:
         basis.append(f"no rate of {engine} on this hardware is known before a first run")
         return Estimate(pages=pages, usd_per_hour=price, basis="; ".join(basis))
@@ -143,7 +137,7 @@ def run_cost(run: BatchRun, now: datetime | None = None) -> Cost | None:
         return None
     cost = price_attempts(run.aws, started, now)
     if forgotten:
-        cost.notes.append(f"without {forgotten} earlier jobs, which AWS Batch has forgotten")
+        cost.notes.append(f"without {plural(forgotten, 'earlier job')}, which AWS Batch has forgotten")
     return cost
 
 

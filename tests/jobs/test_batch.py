@@ -102,7 +102,7 @@ def test_one_shard_is_a_plain_job(deployed: Deployed, tmp_path: Path) -> None:
     deployed.agent.run(deployed.job("one"))
     watched = pagefleet("watch", "one", "--interval", "0")
     assert watched.exit_code == 0, watched.output
-    assert "1 SUCCEEDED; 1/1 tasks, 1 pages" in watched.stdout
+    assert "1 SUCCEEDED; 1/1 tasks, 1 page;" in watched.stdout
 
 
 def test_watching_can_be_broken_off(deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
