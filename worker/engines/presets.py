@@ -1,4 +1,4 @@
-"""Vision models that read a page, one row each: which weights, how they are asked, what bounds them, what their licences
+"""Vision models that read a page, a row each: which weights, how they are asked, what bounds them, what their licences
 forbid. Data alone, so that engines, the command line and the docs say the same of a model."""
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _HUNYUAN = Licence(
 )
 _CHANDRA = Licence(
     "OpenRAIL-M, modified by Datalab",
-    "free for research, personal use and companies under 2 million $ of revenue or funding; not to compete with Datalab",
+    "free for research, personal use and firms under 2 million $ of revenue or funding; not to compete with Datalab",
 )
 
 # https://github.com/Tencent-Hunyuan/HunyuanOCR, inference/utils/tasks.py: the model is trained on these wordings.
@@ -95,19 +95,19 @@ _HUNYUAN_PROMPTS = {
 _CHANDRA_TAGS = (
     "math br i b u del sup sub table tr td p th div pre h1 h2 h3 h4 h5 ul ol li input a span img hr tbody small "
     "caption strong thead big code"
-).split()
-_CHANDRA_ATTRIBUTES = "class colspan rowspan display checked type border value style href alt align".split()
+)
+_CHANDRA_ATTRIBUTES = "class colspan rowspan display checked type border value style href alt align"
 _CHANDRA_LABELS = (
     "Caption Footnote Equation-Block List-Group Page-Header Page-Footer Image Section-Header Table Text Complex-Block "
     "Code-Block Form Table-Of-Contents Figure"
-).split()
+)
 
 
 def _chandra_prompt(box: str, scale: int, second: bool) -> str:
     """`second` is Chandra 2, whose guidelines are a few more."""
-    tags = [*_CHANDRA_TAGS, *(["chem"] if second else [])]
-    attributes = [*_CHANDRA_ATTRIBUTES, *(["data-bbox", "data-label"] if second else [])]
-    labels = [*_CHANDRA_LABELS, *(["Chemical-Block", "Diagram", "Bibliography", "Blank-Page"] if second else [])]
+    tags = (_CHANDRA_TAGS + (" chem" if second else "")).split()
+    attributes = (_CHANDRA_ATTRIBUTES + (" data-bbox data-label" if second else "")).split()
+    labels = (_CHANDRA_LABELS + (" Chemical-Block Diagram Bibliography Blank-Page" if second else "")).split()
     images = (
         " Describe in detail inside the div tag. Also convert charts to high fidelity data, and convert diagrams to "
         "mermaid."
