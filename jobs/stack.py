@@ -27,6 +27,7 @@ class Buckets(_Part):
 class Image(_Part):
     repository: str  # <account>.dkr.ecr.<region>.amazonaws.com/<name>
     tag: str
+    cache: str = ""  # repository of the build's cache
 
     @property
     def name(self) -> str:
