@@ -48,6 +48,7 @@ lock: $(VENV)/.dev ## Write requirements/ anew after a change of pyproject.toml;
 	@$(COMPILE) pyproject.toml --extra dev --constraint requirements/gpu.txt --constraint requirements/build.txt \
 		--output-file requirements/dev.txt
 	@$(COMPILE) pyproject.toml --extra infra --constraint requirements/dev.txt --output-file requirements/infra.txt
+	@sed -n 's/^pulumi==\([0-9.]*\).*/\1/p' requirements/infra.txt > .github/pulumi-version
 
 clean: ## Remove everything that make made
 	@rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache

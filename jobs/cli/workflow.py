@@ -207,23 +207,20 @@ def smoke_command(document: Path, truth: Path | None, wait_minutes: str, interva
 @stack_option
 @region_option
 def images_command(**given: Any) -> None:
-    """Say which images of this tree the stack's registry lacks. Outputs: deployed, tag, repository, cache, cpu, gpu."""
+    """Say which images of this tree the stack's registry lacks. Outputs: tag, repository, cache, missing, cpu, gpu.
+
+    The stack must be deployed: its first `pulumi up` is a person's, since it makes the roles of the workflows.
+    """
     from jobs.deployment import TARGETS, missing_images
-    from jobs.errors import UsageError
 
     step, tag = _step(), _tag()
-    try:
-        aws, stack = _stack(given)
-    except UsageError as error:
-        click.echo(f"note: {error}", err=True)
-        step.set_outputs(deployed="false", tag=tag)
-        return
+    aws, stack = _stack(given)
     missing = missing_images(aws, stack, tag)
     step.set_outputs(
-        deployed="true",
         tag=tag,
         repository=stack.image.repository,
         cache=stack.image.cache,
+        missing="true" if missing else "false",
         **{target: "missing" if target in missing else "present" for target in TARGETS},
     )
     rows = [f"| `{target}-{tag}` | {'to be built' if target in missing else 'there already'} |" for target in TARGETS]
@@ -341,19 +338,24 @@ def _run_pagefleet(*arguments: str) -> tuple[int, dict[str, Any]]:
     Raises: JobError where there is no JSON, with the command's last words and its exit code.
     """
     click.echo(f"$ pagefleet {_shown(arguments)}")
-    last = ""
+    words: list[str] = []  # its last ones, from where it speaks of what went wrong
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out:
         command = [sys.executable, "-m", "jobs.cli", *arguments]
         with subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as process:
             for line in process.stderr or ():
-                click.echo(line, err=True, nl=False)
-                last = line.strip() or last
+                if words or line.startswith(("pagefleet: ", "Error: ")):
+                    words.append(line)
+                else:
+                    click.echo(line, err=True, nl=False)
         out.seek(0)
         said = out.read()
+    last = "".join(words).strip()
     if not said.strip():
-        failed = JobError(last.removeprefix("pagefleet: ") or f"pagefleet {arguments[0]} says nothing: see its log")
+        failed = JobError(last.partition(": ")[2] or f"pagefleet {arguments[0]} ended with {process.returncode}")
         failed.exit_code = CliExit(process.returncode) if process.returncode in set(CliExit) else CliExit.RUN_FAILED
         raise failed
+    if last:
+        click.echo(last, err=True)
     told: dict[str, Any] = json.loads(said)
     return process.returncode, told
 
