@@ -66,8 +66,8 @@ class Act:
     environment: dict[str, str]
     variables: dict[str, str]
 
-    def run(self, workflow: str, event: str = "workflow_dispatch", **payload: Any) -> Ran:
-        """Until it has ended. `payload` is the event's; the inputs of a form are `inputs`."""
+    def run(self, workflow: str, event: str = "workflow_dispatch", job: str = "", **payload: Any) -> Ran:
+        """Until it has ended. `payload` is the event's; the inputs of a form are `inputs`. `job`: only up to this."""
         artifacts = self.home / "artifacts"
         shutil.rmtree(artifacts, ignore_errors=True)
         artifacts.mkdir(parents=True)
@@ -76,6 +76,9 @@ class Act:
             "TEST_ARTIFACTS": str(artifacts),
             "TEST_BIN": str(Path(sys.executable).parent),
             "TEST_PYTHON": sys.executable,
+            "TEST_CALLS": str(self.home / "calls.jsonl"),
+            "TEST_STUBS": str(STUBS),
+            "TEST_PULUMI": str(STUBS / "pulumi/bin"),
             "PAGEFLEET_INTERVAL": "0.1",
         }
         command = [
@@ -83,6 +86,7 @@ class Act:
             *("-W", f".github/workflows/{workflow}.yml", "-C", str(self.repository)),
             *("-e", str(self.home / "event.json"), "-P", "ubuntu-24.04=-self-hosted"),
             *("--container-daemon-socket", "-", "--no-cache-server"),
+            *(("--job", job) if job else ()),
             *(f"--local-repository={used}={STUBS / used.partition('@')[0]}" for used in sorted(remote_actions())),
             *(f"--var={name}={value}" for name, value in self.variables.items()),
             *(f"--env={name}={value}" for name, value in given.items()),
@@ -90,6 +94,12 @@ class Act:
         clean = {"HOME": str(self.home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
         done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=120, check=False)
         return _read(done.stdout + done.stderr, artifacts)
+
+    @property
+    def calls(self) -> list[tuple[str, dict[str, str]]]:
+        """Which of the actions that only tell of themselves were used, with what."""
+        lines = (self.home / "calls.jsonl").read_text().splitlines()
+        return [(call["action"], call["with"]) for call in map(json.loads, lines)]
 
 
 def remote_actions() -> set[str]:

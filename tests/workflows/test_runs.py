@@ -15,7 +15,7 @@ from tests.workflows.conftest import Act, Ran, make_role
 
 COLOUR = "tests.faults.engines:Colour"
 AWKWARD = (
-    "inbox/it's \"quoted\".png",
+    'inbox/it\'s "quoted".png',
     "inbox/$(touch {canary}).png",
     "inbox/`touch {canary}`.png",
     "inbox/; touch {canary} #.png",

@@ -1,4 +1,4 @@
-"""Copies a folder or a file. Forbidden characters: actions/toolkit, packages/artifact, path-and-artifact-name-validation."""
+"""Copies a folder or a file. What is forbidden: actions/toolkit, path-and-artifact-name-validation."""
 
 import os
 import re

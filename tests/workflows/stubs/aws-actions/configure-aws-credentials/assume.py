@@ -22,7 +22,11 @@ request = urllib.request.Request(
 )
 with urllib.request.urlopen(request) as answer:
     said = answer.read().decode()
-names = {"AccessKeyId": "AWS_ACCESS_KEY_ID", "SecretAccessKey": "AWS_SECRET_ACCESS_KEY", "SessionToken": "AWS_SESSION_TOKEN"}
+names = {
+    "AccessKeyId": "AWS_ACCESS_KEY_ID",
+    "SecretAccessKey": "AWS_SECRET_ACCESS_KEY",
+    "SessionToken": "AWS_SESSION_TOKEN",
+}
 with open(os.environ["GITHUB_ENV"], "a") as file:
     for tag, name in names.items():
         value = re.search(f"<{tag}>(.*?)</{tag}>", said, re.S)[1].strip()
