@@ -5,21 +5,16 @@ from __future__ import annotations
 
 import shutil
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from jobs.fetch import copy_files
-from jobs.github import code
 from jobs.summary import format_bytes
-from worker.contract import Failure, RunPaths
+from worker.contract import RunPaths
 from worker.storage import Entry, Storage
 
 RESULTS_BYTES = 500_000_000  # artifacts are for looking at; `pagefleet fetch` brings everything
 ARCHIVE, LEFT_OUT = "results.zip", "left-out.txt"
-LISTED = 20  # failed documents of a summary
 
 _TO_LOOK_AT = ("report.html", "summary.md", "summary.json", "logs")
 
@@ -30,7 +25,6 @@ class Packed:
 
     report: Path
     results: Path
-    failures: list[Failure]  # the first ones
     left_out: int  # files
     left_out_bytes: int
 
@@ -45,28 +39,17 @@ def pack(storage: Storage, paths: RunPaths, fetched: Path, out: Path, limit: int
     for folder in (report, results):
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-    failures = _failures(fetched)
     for name in _TO_LOOK_AT:
         if (fetched / name).exists():
             shutil.move(fetched / name, report / name)
-    chosen, left_out = _choose(_results(storage, paths), limit)
+    chosen, left_out = _choose(_results(storage, paths, fetched), limit)
     copy_files(storage, paths.file(""), [entry.uri for entry in chosen], fetched)
     with zipfile.ZipFile(results / ARCHIVE, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(path for path in fetched.rglob("*") if path.is_file()):
             archive.write(path, path.relative_to(fetched).as_posix())
     if left_out:
         (results / LEFT_OUT).write_text("".join(f"{entry.uri}\n" for entry in left_out), encoding="utf-8")
-    return Packed(report, results, failures, len(left_out), sum(entry.size for entry in left_out))
-
-
-def failures_table(failures: Sequence[Failure], total: int) -> str:
-    """Failed documents as markdown; empty where there is none. `total` are those of the run."""
-    if not failures:
-        return ""
-    head = "| document | code | message |\n| --- | --- | --- |"
-    rows = [f"| {code(one.source_image)} | `{one.code}` | {code(one.message[:300])} |" for one in failures]
-    more = f"\n\n… and {total - len(failures):,} more, in the report" if total > len(failures) else ""
-    return "\n".join(["### Failed documents", "", head, *rows]) + more
+    return Packed(report, results, len(left_out), sum(entry.size for entry in left_out))
 
 
 def left_out_note(packed: Packed, run_id: str) -> str:
@@ -79,20 +62,8 @@ def left_out_note(packed: Packed, run_id: str) -> str:
     )
 
 
-def _failures(fetched: Path) -> list[Failure]:
-    found: list[Failure] = []
-    for path in sorted((fetched / "failures").rglob("*.json")):
-        if len(found) == LISTED:
-            break
-        try:
-            found.append(Failure.model_validate_json(path.read_bytes()))
-        except ValidationError:
-            continue  # of another version: the summary counts it
-    return found
-
-
-def _results(storage: Storage, paths: RunPaths) -> list[list[Entry]]:
-    """What belongs together, in the order in which it is taken."""
+def _results(storage: Storage, paths: RunPaths, fetched: Path) -> list[list[Entry]]:
+    """What belongs together, in the order in which it is taken; without what is there already."""
     root = paths.file("")
     tables: list[list[Entry]] = []
     documents: dict[str, list[Entry]] = {}
@@ -100,7 +71,7 @@ def _results(storage: Storage, paths: RunPaths) -> list[list[Entry]]:
         name = entry.uri.removeprefix(root)
         if name.startswith("documents/"):
             documents.setdefault(name.rpartition(".")[0], []).append(entry)
-        elif "/" not in name and (name.startswith("results.") or name.endswith(".parquet")):
+        elif name.startswith("results.") and not (fetched / name).exists():
             tables.append([entry])
     return [*tables, *(documents[name] for name in sorted(documents))]
 

@@ -17,9 +17,10 @@ MAX_SHARDS = 10_000  # children of an array job
 # Options of `pagefleet submit` that say how documents are read; the form has fields of its own for the rest.
 READING_OPTIONS = (
     *("--engine-option", "--lang", "--pages", "--pages-per-task", "--dpi", "--max-pixels", "--longest-side"),
-    *("--page-timeout", "--decode-memory", "--image-column", "--batch-size", "--on"),
+    *("--page-timeout", "--decode-memory", "--on"),
+    *("--image-column", "--image-root", "--batch-size", "--concurrency"),  # of a dataset
 )
-FLAGS = ("--keep-furniture",)
+FLAGS = ("--keep-furniture", "--accept-licence")
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Form:
         except ValueError as error:
             wrong.append(str(error))
         if self.engine:
-            arguments += [f"--engine={self.engine.strip()}"]
+            arguments.append(f"--engine={self.engine.strip()}")
         if self.shards.strip():
             if re.fullmatch(r"\s*[0-9]{1,5}\s*", self.shards) and 1 <= int(self.shards) <= MAX_SHARDS:
                 arguments += ["--shards", self.shards.strip()]
@@ -85,10 +86,8 @@ class Form:
         if name == "keys-file":
             return ["--keys-file", str(_inside(repository, text.strip()))]
         uri = text.strip()
-        if name == "dataset" and not (uri.startswith("s3://") and uri.endswith(".parquet")):
-            raise ValueError(f"dataset: {uri!r} is no s3:// URI of a .parquet file")
-        if name == "prefix" and not uri.startswith("s3://") and "://" in uri:
-            raise ValueError(f"prefix: {uri!r} is neither an s3:// URI nor a prefix of the inputs bucket")
+        if not uri.isprintable():
+            raise ValueError(f"{name}: {uri!r} is no name of anything in S3")
         return [f"--{name}={uri}"]
 
 
@@ -115,7 +114,7 @@ def parse_keys(text: str) -> list[str]:
 
 def parse_minutes(text: str) -> float:
     """Raises: UsageError for what is no number of minutes that a workflow can wait."""
-    if not re.fullmatch(r"\s*\d{1,3}(\.\d{1,3})?\s*", text) or float(text) > MAX_WAIT:
+    if not re.fullmatch(r"\s*[0-9]{1,3}(\.[0-9]{1,3})?\s*", text) or float(text) > MAX_WAIT:
         raise UsageError(f"wait-minutes: {text!r} is no number from 0 to {MAX_WAIT:.0f}")
     return float(text)
 
@@ -142,4 +141,6 @@ def _options(text: str) -> Iterator[str]:
             raise ValueError(f"{name!r} is none of {', '.join((*READING_OPTIONS, *FLAGS))}")
         if not joined and (value := next(words, "")) == "":
             raise ValueError(f"{name} needs a value")
+        if not value.isprintable():
+            raise ValueError(f"the value of {name} has control characters")
         yield f"{name}={value}"

@@ -161,14 +161,6 @@ class Repository:
         return answer.json()
 
 
-def code(text: str) -> str:
-    """Text as a span of code in a table of markdown, whatever it holds; on one line."""
-    line = " ".join(text.split()).replace("|", "\\|")
-    fence = "`" * (max((len(run) for run in re.findall("`+", line)), default=0) + 1)
-    space = " " if line.startswith("`") or line.endswith("`") else ""
-    return f"{fence}{space}{line}{space}{fence}"
-
-
 def fenced(text: str, language: str = "") -> str:
     """Text as a block of code, whatever it holds."""
     fence = "`" * max(3, max((len(run) for run in re.findall("`+", text)), default=0) + 1)

@@ -131,25 +131,18 @@ def wait_command(run: str, wait_minutes: str, interval: float, **given: Any) -> 
 @region_option
 def collect_command(run: str, out: Path, limit: int | None, **given: Any) -> None:
     """Fetch a run into `report/` and `results/`, and write its summary. Ends as `pagefleet fetch` does."""
-    from jobs.artifacts import RESULTS_BYTES, failures_table, left_out_note, pack
-    from jobs.summary import Summary
+    from jobs.artifacts import RESULTS_BYTES, left_out_note, pack
 
     step, found = _step(), _open(run, given)
     with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
         fetched = Path(scratch) / found.id
         command = ("fetch", run, "--stack", given["stack"], "--no-documents", "--json", "--out", str(fetched))
-        exit_code, told = _run_pagefleet(*command)
-        told.pop("files")
-        summary = Summary.model_validate(told)
+        exit_code, _ = _run_pagefleet(*command)
         limit = RESULTS_BYTES if limit is None else limit
         packed = pack(found.folder.storage, found.folder.paths, fetched, out, limit)
     step.set_outputs(run=found.id, report=str(packed.report), results=str(packed.results))
-    parts = (
-        summary.to_markdown().rstrip(),
-        failures_table(packed.failures, summary.documents.failed),
-        left_out_note(packed, found.id),
-        _where(step, found, exit_code),
-    )
+    summary = (packed.report / "summary.md").read_text(encoding="utf-8")
+    parts = (summary.rstrip(), left_out_note(packed, found.id), _where(step, found, exit_code))
     step.add_summary("\n\n".join(filter(None, parts)))
     sys.exit(exit_code)
 
@@ -368,12 +361,11 @@ def _shown(arguments: Sequence[str]) -> str:
 
 def _tell_submitted(told: dict[str, Any]) -> None:
     """Run id and links, as outputs and in the summary."""
-    from jobs.github import code
     from jobs.summary import format_usd
 
     step = _step()
     step.set_outputs(run=told["run"], uri=told["uri"])
-    rows = [("folder", code(told["uri"]))]
+    rows = [("folder", f"`{told['uri']}`")]
     if told["job"]:
         rows += [("job", f"[{told['job']}]({told['console']})"), ("logs", f"[CloudWatch]({told['logs']})")]
     if "usd" in (estimate := told.get("estimate", {})):
@@ -385,7 +377,7 @@ def _tell_submitted(told: dict[str, Any]) -> None:
         if told["job"]
         else "Nothing was left to read."
     )
-    step.add_summary(f"## Run `{told['run']}`\n\n| | |\n| --- | --- |\n{table}\n\n{goes_on}")
+    step.add_summary(f"## Submitted: run `{told['run']}`\n\n| | |\n| --- | --- |\n{table}\n\n{goes_on}")
 
 
 def _tell_unfinished(step: Step, snapshot: Snapshot) -> None:

@@ -67,7 +67,7 @@ def test_awkward_keys_are_read_and_none_is_run(
         assert "documents/inbox/한국어 문서: 제1장?.png.md" in archive.namelist()
         asked = json.loads(archive.read("run.json"))
     assert (asked["options"]["dpi"], asked["options"]["lang"]) == (300, "ko $(id)")
-    told = ran.summary.index(f"## Run `{run}`"), ran.summary.index("| documents | 7 (7 ok) |")
+    told = ran.summary.index(f"## Submitted: run `{run}`"), ran.summary.index("| documents | 7 (7 ok) |")
     assert told[0] < told[1]
     assert "[collect](https://github.com/acme/pagefleet/actions/workflows/collect.yml)" in ran.summary
     assert "| pages per second |" in ran.summary
@@ -90,7 +90,7 @@ def test_what_fails_fails_the_workflow_with_artifacts_and_can_be_resumed(
     }
     assert "report.html" in ran.artifact(f"report-{run}")
     assert "| documents | 3 (1 ok, 2 failed) |" in ran.summary
-    assert "| ``s3://inputs/gone \\| `x`.png`` | `not_found` |" in ran.summary
+    assert "| gone \\| \\`x\\`.png | failed | not_found: " in ran.summary
     assert "| `engine_error` | 1 |" in ran.summary
     assert "[resume](https://github.com/acme/pagefleet/actions/workflows/resume.yml)" in ran.summary
 
