@@ -45,6 +45,7 @@ if settings.github:
         settings.github,
         storage=storage,
         registry=registry,
+        identity=identity,
         compute=compute,
         definitions=definitions,
         logs=logs,

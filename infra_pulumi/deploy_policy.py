@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pulumi
 
-from infra_pulumi.identity import INSTANCE_POLICIES
+from infra_pulumi.boundary import PATH
+from infra_pulumi.identity import INSTANCE_POLICIES, Identity
 from infra_pulumi.place import Place
 from infra_pulumi.policies import Statement, allow, allow_unnamed, below
 from infra_pulumi.registry import Registry
@@ -50,9 +51,11 @@ ROLE_READING = (
 )
 ROLES = (
     *ROLE_READING,
-    *("CreateRole", "DeleteRole", "DeleteRolePolicy", "PutRolePolicy", "TagRole", "UntagRole"),
-    *("UpdateAssumeRolePolicy", "UpdateRole"),
+    *("DeleteRole", "DeleteRolePolicy", "DetachRolePolicy", "TagRole", "UntagRole", "UpdateAssumeRolePolicy"),
+    "UpdateRole",
 )
+BOUND = ("CreateRole", "PutRolePermissionsBoundary", "PutRolePolicy")  # where the boundary is, or becomes, the role's
+POLICY_READING = ("GetPolicy", "GetPolicyVersion", "ListPolicyVersions")
 PROFILES = (
     *("AddRoleToInstanceProfile", "CreateInstanceProfile", "DeleteInstanceProfile", "GetInstanceProfile"),
     *("RemoveRoleFromInstanceProfile", "TagInstanceProfile", "UntagInstanceProfile"),
@@ -82,9 +85,12 @@ PARAMETERS = (
 SERVICES = ("batch.amazonaws.com", "ecs.amazonaws.com", "spot.amazonaws.com")  # whose own roles Batch relies on
 
 
-def deploy_statements(place: Place, state: pulumi.Input[str], storage: Storage, registry: Registry) -> list[Statement]:
+def deploy_statements(
+    place: Place, state: pulumi.Input[str], *, storage: Storage, registry: Registry, identity: Identity
+) -> list[Statement]:
     named, prefix = place.arn, place.prefix
     roles = [named("iam", f"role/{prefix}-*")]
+    bound = {"StringEquals": {"iam:PermissionsBoundary": identity.boundary_arn}}
     managed = [pulumi.Output.format("arn:{0}:iam::aws:policy/{1}", place.partition, name) for name in INSTANCE_POLICIES]
     return [
         # Pulumi's state and its lock
@@ -96,16 +102,18 @@ def deploy_statements(place: Place, state: pulumi.Input[str], storage: Storage, 
         allow(_of("s3", *BUCKETS), [storage.inputs.arn, storage.outputs.arn]),
         allow(_of("ecr", *REPOSITORIES), [registry.repository.arn, registry.cache.arn]),
         allow_unnamed(["ecr:GetAuthorizationToken"]),
-        # Roles of machines and jobs; those of GitHub, which have a path, are read only
+        # Roles of machines and jobs, all within the boundary; it and the roles of GitHub have a path, and are read only
         allow(_of("iam", *ROLES), roles),
-        allow(["iam:AttachRolePolicy", "iam:DetachRolePolicy"], roles, {"ArnEquals": {"iam:PolicyARN": managed}}),
+        allow(_of("iam", *BOUND), roles, bound),
+        allow(["iam:AttachRolePolicy"], roles, {**bound, "ArnEquals": {"iam:PolicyARN": managed}}),
+        allow(_of("iam", *POLICY_READING), [identity.boundary_arn]),
         allow(
             ["iam:PassRole"],
             roles,
             {"StringEquals": {"iam:PassedToService": ["ec2.amazonaws.com", "ecs-tasks.amazonaws.com"]}},
         ),
         allow(_of("iam", *PROFILES), [named("iam", f"instance-profile/{prefix}-*")]),
-        allow(_of("iam", *ROLE_READING), [named("iam", f"role/github/{prefix}-*")]),
+        allow(_of("iam", *ROLE_READING), [named("iam", f"role{PATH}{prefix}-*")]),
         allow(["iam:GetOpenIDConnectProvider"], [named("iam", "oidc-provider/token.actions.githubusercontent.com")]),
         allow(
             ["iam:CreateServiceLinkedRole"],

@@ -78,6 +78,7 @@ def _told(definition: JobDefinition) -> dict[str, Any]:
         "vcpus": definition.size.vcpus,
         "memory": definition.size.memory,
         "gpus": definition.gpus,
+        "image": definition.image,
         "spot": True,
         "instance_types": list(definition.instance_types),
     }

@@ -9,9 +9,11 @@ from __future__ import annotations
 import pulumi
 import pulumi_aws as aws
 
+from infra_pulumi.boundary import PATH
 from infra_pulumi.compute import Compute
 from infra_pulumi.deploy_policy import deploy_statements
 from infra_pulumi.description import StackDescription
+from infra_pulumi.identity import Identity
 from infra_pulumi.job_definitions import JobDefinitions
 from infra_pulumi.logs import Logs
 from infra_pulumi.place import Place
@@ -36,6 +38,7 @@ class GitHub(pulumi.ComponentResource):
         *,
         storage: Storage,
         registry: Registry,
+        identity: Identity,
         compute: Compute,
         definitions: JobDefinitions,
         logs: Logs,
@@ -50,9 +53,12 @@ class GitHub(pulumi.ComponentResource):
         self._provider_arn = self._issuer()
         state = pulumi.Output.format("arn:{0}:s3:::{1}", place.partition, settings.state_bucket)
         image = allow(["ecr:DescribeImages", "ecr:BatchGetImage"], [registry.repository.arn])
+        # Pulumi opens a stack with it, also where it holds no secret.
+        state_key = [allow(["kms:Decrypt"], [settings.state_key_arn])] if settings.state_key_arn else []
         preview = [
             allow(["s3:ListBucket"], [state]),
             allow(["s3:GetObject"], [below(state, ".pulumi/*")]),
+            *state_key,
             allow_unnamed(["ec2:DescribeAvailabilityZones"]),
             image,
         ]
@@ -70,7 +76,12 @@ class GitHub(pulumi.ComponentResource):
         self.role_arns = {
             "preview": self._role("preview", "pull_request", preview),
             "deploy": self._role(
-                "deploy", f"environment:{place.stack}", deploy_statements(place, state, storage, registry)
+                "deploy",
+                f"environment:{place.stack}",
+                [
+                    *deploy_statements(place, state, storage=storage, registry=registry, identity=identity),
+                    *state_key,
+                ],
             ),
             "operator": self._role("operator", f"ref:refs/heads/{settings.branch}", operator, hours=OPERATOR_HOURS),
         }
@@ -93,7 +104,7 @@ class GitHub(pulumi.ComponentResource):
         }
         role = aws.iam.Role(
             full,
-            path="/github/",
+            path=PATH,
             max_session_duration=3600 * hours,
             assume_role_policy=trust({"Federated": self._provider_arn}, conditions, "sts:AssumeRoleWithWebIdentity"),
             opts=self._child,

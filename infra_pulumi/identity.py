@@ -5,6 +5,7 @@ from __future__ import annotations
 import pulumi
 import pulumi_aws as aws
 
+from infra_pulumi.boundary import boundary
 from infra_pulumi.logs import Logs
 from infra_pulumi.place import Place
 from infra_pulumi.policies import Statement, allow, allow_unnamed, below, document, list_below, trust
@@ -23,6 +24,7 @@ class Identity(pulumi.ComponentResource):
     job_role_arn: pulumi.Output[str]
     training_role_arn: pulumi.Output[str]
     execution_role_arn: pulumi.Output[str]
+    boundary_arn: pulumi.Output[str]
     secret: str | None
 
     def __init__(
@@ -39,6 +41,9 @@ class Identity(pulumi.ComponentResource):
         self._place = place
         self._child = pulumi.ResourceOptions(parent=self)
         self.secret = secret
+        self.boundary_arn = boundary(
+            place, storage=storage, registry=registry, logs=logs, secret=secret, opts=self._child
+        ).arn
         key_of_upstage = [allow(["secretsmanager:GetSecretValue"], [secret])] if secret else []
         self._instances()
 
@@ -77,7 +82,7 @@ class Identity(pulumi.ComponentResource):
 
     def _instances(self) -> None:
         name = f"{self._place.prefix}-instance"
-        role = aws.iam.Role(name, assume_role_policy=trust({"Service": "ec2.amazonaws.com"}), opts=self._child)
+        role = self._role(name, trust({"Service": "ec2.amazonaws.com"}))
         self.instance_policies = [
             aws.iam.RolePolicyAttachment(
                 f"{name}-{policy.rpartition('/')[2]}",
@@ -96,8 +101,9 @@ class Identity(pulumi.ComponentResource):
             "StringEquals": {"aws:SourceAccount": self._place.account},
             "ArnLike": {"aws:SourceArn": self._place.arn("ecs", "*")},
         }
-        role = aws.iam.Role(
-            full, assume_role_policy=trust({"Service": "ecs-tasks.amazonaws.com"}, conditions), opts=self._child
-        )
+        role = self._role(full, trust({"Service": "ecs-tasks.amazonaws.com"}, conditions))
         aws.iam.RolePolicy(full, role=role.id, policy=document(*statements), opts=self._child)
         return role.arn
+
+    def _role(self, name: str, trusted: pulumi.Output[str]) -> aws.iam.Role:
+        return aws.iam.Role(name, assume_role_policy=trusted, permissions_boundary=self.boundary_arn, opts=self._child)

@@ -31,6 +31,7 @@ class JobDefinition:
     queue: str
     size: JobSettings
     gpus: int
+    image: pulumi.Output[str]
     instance_types: tuple[str, ...]
 
 
@@ -68,7 +69,7 @@ class JobDefinitions(pulumi.ComponentResource):
         properties = self._properties(name, size, role, gpus=1)
         linux = {"initProcessEnabled": True, "sharedMemorySize": size.shared_memory or 64}
         resource = self._definition(name, "EC2", size, {**properties, "linuxParameters": linux})
-        return JobDefinition(resource, "gpu", size, 1, self._gpu_types)
+        return JobDefinition(resource, "gpu", size, 1, self._registry.image("gpu"), self._gpu_types)
 
     def _cpu(self, name: str, size: JobSettings, role: pulumi.Output[str], secret: str | None = None) -> JobDefinition:
         properties = {
@@ -78,7 +79,8 @@ class JobDefinitions(pulumi.ComponentResource):
             "fargatePlatformConfiguration": {"platformVersion": "LATEST"},
             "runtimePlatform": {"operatingSystemFamily": "LINUX", "cpuArchitecture": "X86_64"},
         }
-        return JobDefinition(self._definition(name, "FARGATE", size, properties), "cpu", size, 0, ("fargate",))
+        resource = self._definition(name, "FARGATE", size, properties)
+        return JobDefinition(resource, "cpu", size, 0, self._registry.image("cpu"), ("fargate",))
 
     def _properties(self, name: str, size: JobSettings, role: pulumi.Output[str], gpus: int) -> dict[str, Any]:
         requirements = [("VCPU", size.vcpus), ("MEMORY", size.memory), ("GPU", gpus)]
@@ -88,7 +90,7 @@ class JobDefinitions(pulumi.ComponentResource):
             "PAGEFLEET_REVISION": self._registry.tag,
         }
         return {
-            "image": self._registry.image,
+            "image": self._registry.image("gpu" if gpus else "cpu"),
             "jobRoleArn": role,
             "executionRoleArn": self._identity.execution_role_arn,
             "resourceRequirements": [{"type": kind, "value": str(value)} for kind, value in requirements if value],

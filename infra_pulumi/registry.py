@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pulumi
 import pulumi_aws as aws
 
@@ -11,8 +13,7 @@ from infra_pulumi.place import Place
 class Registry(pulumi.ComponentResource):
     repository: aws.ecr.Repository
     cache: aws.ecr.Repository
-    tag: str
-    image: pulumi.Output[str]  # what jobs run
+    tag: str  # of the tree: each target of its Dockerfile is `<target>-<tag>`
 
     def __init__(self, place: Place, *, tag: str, protect: bool, opts: pulumi.ResourceOptions | None = None) -> None:
         super().__init__("pagefleet:aws:Registry", f"{place.prefix}-registry", None, opts)
@@ -34,8 +35,11 @@ class Registry(pulumi.ComponentResource):
             opts=pulumi.ResourceOptions(parent=self),
         )
         self._drop_untagged(f"{place.prefix}-cache", self.cache, days=1)
-        self.image = pulumi.Output.concat(self.repository.repository_url, ":", tag)
-        self.register_outputs({"image": self.image})
+        self.register_outputs({"repository": self.repository.repository_url})
+
+    def image(self, target: Literal["cpu", "gpu"]) -> pulumi.Output[str]:
+        """What jobs run: the image of one target of worker/Dockerfile."""
+        return pulumi.Output.concat(self.repository.repository_url, f":{target}-{self.tag}")
 
     def _drop_untagged(self, name: str, repository: aws.ecr.Repository, days: int) -> None:
         rule = {

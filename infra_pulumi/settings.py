@@ -152,6 +152,8 @@ class GitHubSettings(Section):
     repository_id: Annotated[int, Field(ge=1)]
     branch: Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]+$")] = "main"  # whose workflows may start runs
     state_bucket: Annotated[str, Field(pattern=r"^[a-z0-9.-]{3,63}$")]  # where Pulumi keeps the stacks' state
+    # The KMS key of the state's secrets, where Pulumi isn't given a passphrase.
+    state_key_arn: Annotated[str, Field(pattern=r"^arn:.+:kms:.+:key/.+$")] | None = None
     oidc_provider_arn: Annotated[str, Field(pattern=r"^arn:.+:oidc-provider/.+$")] | None = None  # if there is one
 
     def subjects(self, context: str) -> list[str]:

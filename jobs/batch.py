@@ -246,7 +246,7 @@ def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, pla
         run_id,
         request.engine,
         request.options,
-        {"pagefleet": versions()["pagefleet"], "image": f"{stack.image.name}:{stack.image.tag}"},
+        {"pagefleet": versions()["pagefleet"], "image": stack.definition(kind).image.partition("/")[2]},
     )
     write_plan(storage, paths, plan, run)
     job = _submit(aws, paths.base, run_id, kind, stack, shards=plan.shards)

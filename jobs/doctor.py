@@ -68,7 +68,8 @@ def check_stack(aws: Aws, name: str) -> Iterator[Check]:
             "account", False, f"the stack is in {stack.account}, the credentials are of {who['Account']}",
             "set AWS_PROFILE to one of the stack's account",
         )  # fmt: skip
-    yield from _guarded("image", lambda: check_image(aws, stack))
+    for image in dict.fromkeys(definition.image for definition in stack.job_definitions.values()):
+        yield from _guarded(_image_label(image), partial(check_image, aws, image))
     for key in stack.queues:
         yield from _guarded(f"queue {key}", partial(check_queue, aws, stack.queues[key].arn, f"queue {key}"))
     yield from _guarded("subnets", lambda: check_subnets(aws, stack))
@@ -87,22 +88,27 @@ def check_stack(aws: Aws, name: str) -> Iterator[Check]:
         yield check_quota(aws, FARGATE_SPOT_QUOTA, max(fargate))
 
 
-def check_image(aws: Aws, stack: Stack) -> Iterator[Check]:
-    name = f"{stack.image.name}:{stack.image.tag}"
+def check_image(aws: Aws, image: str) -> Iterator[Check]:
+    """An image of the stack's registry: <account>.dkr.ecr.<region>.amazonaws.com/<repository>:<target>-<tag>."""
+    registry, _, name = image.partition("/")
+    repository, _, tag = name.partition(":")
+    label = _image_label(image)
     try:
         aws.call(
             "ecr",
             "describe_images",
-            registryId=stack.image.repository.partition(".")[0],
-            repositoryName=stack.image.name,
-            imageIds=[{"imageTag": stack.image.tag}],
+            registryId=registry.partition(".")[0],
+            repositoryName=repository,
+            imageIds=[{"imageTag": tag}],
         )
     except AwsError as error:
         if error.code not in ("ImageNotFoundException", "RepositoryNotFoundException"):
             raise
-        yield Check("image", False, f"there is no image {name}", "run the build workflow, then `pulumi up`")
+        yield Check(
+            label, False, f"there is no image {name}", "run the workflow `deploy`, or push it: docs/bootstrap.md"
+        )
     else:
-        yield Check("image", True, name)
+        yield Check(label, True, name)
 
 
 def check_queue(aws: Aws, arn: str, name: str, vcpus: float = 0) -> Iterator[Check]:
@@ -207,6 +213,10 @@ def why_waiting(aws: Aws, job: JobRecord, waiting: list[Child]) -> list[str]:
 
 
 # ---- helpers
+
+
+def _image_label(image: str) -> str:
+    return f"image {image.rpartition(':')[2].partition('-')[0]}"
 
 
 def _check_environment(environment: dict[str, object], vcpus: float) -> Check:

@@ -26,12 +26,8 @@ class Buckets(_Part):
 
 class Image(_Part):
     repository: str  # <account>.dkr.ecr.<region>.amazonaws.com/<name>
-    tag: str
+    tag: str  # of the tree; images are tagged <target>-<tag>
     cache: str = ""  # repository of the build's cache
-
-    @property
-    def name(self) -> str:
-        return self.repository.partition("/")[2]
 
 
 class Queue(_Part):
@@ -43,6 +39,7 @@ class JobDefinition(_Part):
     name: str
     arn: str  # with its revision
     queue: str  # key of `Stack.queues`
+    image: str  # <repository>:<target>-<tag>
     vcpus: float
     memory: int  # MiB
     gpus: int = 0

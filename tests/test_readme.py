@@ -1,4 +1,4 @@
-"""What the README promises: its commands and options exist, its files are there."""
+"""What the README and the pages about AWS promise: their commands and options exist, their files are there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,14 @@ from jobs.cli import main
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
-COMMANDS = sorted({line.partition("#")[0].strip() for line in re.findall(r"^pagefleet .*$", README, re.M)})
+PAGES = [ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("bootstrap", "operations", "costs", "security"))]
+COMMANDS = sorted(
+    {
+        line.partition(" #")[0].strip()
+        for page in PAGES
+        for line in re.findall(r"^pagefleet .*$", page.read_text(), re.MULTILINE)
+    }
+)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -24,9 +31,10 @@ def test_commands_are_understood(line: str) -> None:
 
 
 def test_links_lead_somewhere() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    links = [(page, link) for page in PAGES for link in re.findall(r"\]\(([^)]+)\)", page.read_text())]
+    local = [(page, link.partition("#")[0]) for page, link in links if "://" not in link]
+    assert local
+    assert [(page.name, link) for page, link in local if not (page.parent / link).exists()] == []
 
 
 def test_make_targets_exist() -> None:

@@ -223,12 +223,11 @@ def test_a_queues_head_does_not_wait_for_ever(deployment: Deployment) -> None:
 
 def test_jobs_run_the_image_of_this_tree(deployment: Deployment) -> None:
     repository = deployment.one("ecr/repository", "-worker").physical
-    expected = f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/{repository}:{image_tag(ROOT)}"
-    definitions = deployment.all("batch/jobDefinition")
-    assert len(definitions) == 4
-    for definition in definitions:
-        properties = definition.document("containerProperties")
-        assert properties["image"] == expected
+    images = f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/{repository}"
+    for name in ("ocr-gpu", "ocr-cpu", "train-gpu", "train-cpu"):
+        properties = deployment.one("batch/jobDefinition", name).document("containerProperties")
+        assert properties["image"] == f"{images}:{name[-3:]}-{image_tag(ROOT)}"
+        assert deployment.description["job_definitions"][name]["image"] == properties["image"]
         assert {"name": "PAGEFLEET_REVISION", "value": image_tag(ROOT)} in properties["environment"]
 
 

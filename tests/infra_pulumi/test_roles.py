@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from fnmatch import fnmatchcase
+from typing import Any
+
 import pytest
 
 from jobs.doctor import FARGATE_SPOT_QUOTA, SPOT_GPU_QUOTA
@@ -128,6 +132,13 @@ def test_a_pull_request_can_write_nothing_and_read_no_secret_and_no_document(ful
     assert allowed["s3:ListBucket"] == ["arn:aws:s3:::octo-state"]
 
 
+def test_a_state_key_is_for_opening_the_state_alone(deploy: Deploy) -> None:
+    key = f"arn:aws:kms:us-east-1:{ACCOUNT}:key/0a1b"
+    keyed = deploy("dev", github={**GITHUB, "stateKeyArn": key})
+    assert keyed.allowed("preview")["kms:Decrypt"] == keyed.allowed("deploy")["kms:Decrypt"] == [key]
+    assert not any(action.startswith("kms:") for action in keyed.allowed("operator"))
+
+
 def test_the_operator_submits_this_stacks_jobs_and_writes_runs(full: Deployment) -> None:
     inputs, outputs = _buckets(full)
     allowed = full.allowed("operator")
@@ -147,6 +158,38 @@ def test_the_operator_submits_this_stacks_jobs_and_writes_runs(full: Deployment)
     assert quotas == {f"{service}/{code}" for service, code, _ in (SPOT_GPU_QUOTA, FARGATE_SPOT_QUOTA)}
 
 
+def test_the_deploy_role_makes_only_roles_within_a_boundary_that_it_cannot_change(full: Deployment) -> None:
+    boundary = full.one("iam/policy", "-boundary")
+    arn = f"arn:aws:iam:us-east-1:{ACCOUNT}:{boundary.physical}"
+    assert boundary.inputs["path"] == "/github/"
+    bound = [role for role in full.all("iam/role") if role.inputs.get("path") != "/github/"]
+    assert len(bound) == 4
+    assert {role.inputs["permissionsBoundary"] for role in bound} == {arn}
+    for statement in full.statements("deploy"):
+        widening = {"iam:CreateRole", "iam:PutRolePolicy", "iam:AttachRolePolicy", "iam:PutRolePermissionsBoundary"}
+        if widening & set(statement["Action"]):
+            assert statement["Condition"]["StringEquals"] == {"iam:PermissionsBoundary": arn}
+    allowed = full.allowed("deploy")
+    assert not {"iam:DeleteRolePermissionsBoundary", "iam:CreatePolicy", "iam:CreatePolicyVersion"} & allowed.keys()
+    assert {action for action in allowed if arn in allowed[action]} == {
+        *("iam:GetPolicy", "iam:GetPolicyVersion", "iam:ListPolicyVersions")
+    }
+
+
+def test_the_boundary_leaves_machines_and_jobs_what_they_need(full: Deployment) -> None:
+    from moto.iam.aws_managed_policies import aws_managed_policies_data
+
+    (statements,) = [full.one("iam/policy", "-boundary").document("policy")["Statement"]]
+    within = {action for statement in statements for action in statement["Action"]}
+    managed = json.loads(aws_managed_policies_data)
+    needed = {action for role in ("job", "training", "execution") for action in full.allowed(role)}
+    for policy in full.all("iam/rolePolicyAttachment"):
+        document = managed[policy.inputs["policyArn"].rpartition("/")[2]]["Document"]
+        needed |= {action for statement in document["Statement"] for action in as_list(statement["Action"])}
+    missing = {action for action in needed if not any(fnmatchcase(one, action) for one in within)}
+    assert missing == {"ssm:GetParameter", "ssm:GetParameters"}
+
+
 def test_the_deploy_role_cannot_widen_the_rights_of_workflows_or_read_documents(full: Deployment) -> None:
     for role in ("preview", "deploy", "operator"):
         assert full.one("iam/role", f"-{role}").inputs["path"] == "/github/"
@@ -164,6 +207,10 @@ def test_the_deploy_role_cannot_widen_the_rights_of_workflows_or_read_documents(
 def test_policies_fit_into_their_roles(full: Deployment) -> None:
     for policy in full.all("iam/rolePolicy"):
         assert len(policy.inputs["policy"].replace(" ", "")) < 10240  # characters of all inline policies of a role
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def _buckets(deployment: Deployment) -> tuple[str, str]:

@@ -24,6 +24,7 @@ RULES = [
     {"onReason": "*", "action": "EXIT"},
 ]
 LOG_GROUP = "/pagefleet/dev"
+REPOSITORY = "123456789012.dkr.ecr.us-east-1.amazonaws.com/pagefleet-dev"
 
 
 @dataclass
@@ -93,7 +94,9 @@ def deployed(s3: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Deploy
     client("ecr").create_repository(repositoryName="pagefleet-dev")
     media = "application/vnd.oci.image.manifest.v1+json"
     manifest = {"schemaVersion": 2, "mediaType": media, "config": {"digest": "sha256:0"}, "layers": []}
-    client("ecr").put_image(repositoryName="pagefleet-dev", imageManifest=json.dumps(manifest), imageTag="abc123")
+    for target in ("cpu", "gpu"):
+        tag = f"{target}-abc123"
+        client("ecr").put_image(repositoryName="pagefleet-dev", imageManifest=json.dumps(manifest), imageTag=tag)
     resources = {"maxvCpus": 64, "subnets": [subnet["SubnetId"]], "securityGroupIds": [group]}
     queues, definitions = {}, {}
     for kind, vcpus, memory in (("cpu", 4, 8192), ("gpu", 4, 14336)):
@@ -133,6 +136,7 @@ def deployed(s3: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Deploy
             "vcpus": vcpus,
             "memory": memory,
             "gpus": int(kind == "gpu"),
+            "image": f"{REPOSITORY}:{kind}-abc123",
             "spot": True,
             "instance_types": ["g6.xlarge", "g5.xlarge"] if kind == "gpu" else ["fargate"],
         }
@@ -143,7 +147,7 @@ def deployed(s3: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Deploy
         "account": "123456789012",
         "buckets": {"inputs": "inputs", "outputs": "outputs"},
         "log_group": LOG_GROUP,
-        "image": {"repository": "123456789012.dkr.ecr.us-east-1.amazonaws.com/pagefleet-dev", "tag": "abc123"},
+        "image": {"repository": REPOSITORY, "tag": "abc123"},
         "queues": queues,
         "job_definitions": definitions,
         "network": {"mode": "public", "vpc": subnet["VpcId"], "subnets": [subnet["SubnetId"]]},

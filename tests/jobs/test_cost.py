@@ -142,7 +142,7 @@ def test_pages_of_a_plan() -> None:
 
 
 def definition(**more: Any) -> JobDefinition:
-    given: dict[str, Any] = {"name": "n", "arn": "a", "queue": "cpu", "vcpus": 4, "memory": 8192}
+    given: dict[str, Any] = {"name": "n", "arn": "a", "queue": "cpu", "image": "r/p:cpu-t", "vcpus": 4, "memory": 8192}
     return JobDefinition(**(given | {"instance_types": ["fargate"]} | more))
 
 

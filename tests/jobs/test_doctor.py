@@ -47,12 +47,21 @@ def test_a_healthy_stack_has_nothing_wrong(deployed: Deployed, quotas: dict[str,
     found = checks(deployed)
     assert {name: check.detail for name, check in found.items() if check.ok is not True} == {}
     assert found["quota All G and VT Spot Instance Requests"].detail == "64 vCPUs: 16 shards at the same time"
-    assert {"credentials", "stack", "image", "queue cpu", "queue gpu", "subnets", "bucket inputs"} <= found.keys()
+    assert {
+        "credentials",
+        "stack",
+        "image cpu",
+        "image gpu",
+        "queue cpu",
+        "queue gpu",
+        "subnets",
+        "bucket inputs",
+    } <= found.keys()
     assert pagefleet("doctor").exit_code == 0
 
 
 def _no_image(deployed: Deployed) -> None:
-    deployed.client("ecr").batch_delete_image(repositoryName="pagefleet-dev", imageIds=[{"imageTag": "abc123"}])
+    deployed.client("ecr").batch_delete_image(repositoryName="pagefleet-dev", imageIds=[{"imageTag": "gpu-abc123"}])
 
 
 def _disable_queue(deployed: Deployed) -> None:
@@ -85,7 +94,7 @@ def _other_account(deployed: Deployed) -> None:
 @pytest.mark.parametrize(
     ("break_it", "name", "detail", "fix"),
     [
-        (_no_image, "image", "there is no image pagefleet-dev:abc123", "build workflow"),
+        (_no_image, "image gpu", "there is no image pagefleet-dev:gpu-abc123", "the workflow `deploy`"),
         (
             _disable_queue,
             "queue gpu",
