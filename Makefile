@@ -25,10 +25,12 @@ run: $(VENV)/.run ## Read the documents in samples/ and write the results to out
 test: $(VENV)/.dev ## Run the whole test suite; ARGS="tests/worker -k tiff" runs a part of it
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-lint: $(VENV)/.dev ## Check style, format and types
+lint: $(VENV)/.dev ## Check style, format, types and workflows
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted as agreed: run 'make format'." >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
+	@$(BIN)/actionlint > /dev/null || { $(BIN)/actionlint; exit 1; }
+	@$(BIN)/zizmor --quiet --offline --persona pedantic --config .github/zizmor.yml .github
 
 format: $(VENV)/.dev ## Put code into the agreed format
 	@$(BIN)/ruff check --quiet --fix .
@@ -45,6 +47,8 @@ lock: $(VENV)/.dev ## Write requirements/ anew after a change of pyproject.toml;
 	@$(COMPILE) pyproject.toml --extra gpu --constraint requirements/base.txt --output-file requirements/gpu.txt
 	@$(COMPILE) pyproject.toml --extra dev --constraint requirements/gpu.txt --constraint requirements/build.txt \
 		--output-file requirements/dev.txt
+	@$(COMPILE) pyproject.toml --extra infra --constraint requirements/dev.txt --output-file requirements/infra.txt
+	@sed -n 's/^pulumi==\([0-9.]*\).*/\1/p' requirements/infra.txt > .github/pulumi-version
 
 clean: ## Remove everything that make made
 	@rm -rf $(VENV) out build dist .mypy_cache .pytest_cache .ruff_cache
@@ -61,6 +65,12 @@ $(VENV)/.dev: requirements/dev.txt requirements/torch-cpu.txt requirements/gpu.t
 	@echo "Installing the development tools into $(VENV) ..."
 	@$(LOCKED) -r requirements/dev.txt
 	@$(INSTALL) --no-deps --require-hashes -r requirements/torch-cpu.txt 2>/dev/null || $(LOCKED) -r requirements/gpu.txt
+	@touch $@
+
+# To run the Pulumi program, and no more: what a deployment needs.
+$(VENV)/.infra: requirements/infra.txt $(VENV)/.run
+	@echo "Installing what the Pulumi program needs into $(VENV) ..."
+	@$(LOCKED) -r requirements/infra.txt
 	@touch $@
 
 $(VENV)/.made:

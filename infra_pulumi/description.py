@@ -46,7 +46,11 @@ class StackDescription(pulumi.ComponentResource):
             "account": place.account,
             "buckets": {"inputs": storage.inputs.bucket, "outputs": storage.outputs.bucket},
             "log_group": logs.jobs.name,
-            "image": {"repository": registry.repository.repository_url, "tag": registry.tag},
+            "image": {
+                "repository": registry.repository.repository_url,
+                "tag": registry.tag,
+                "cache": registry.cache.repository_url,
+            },
             "queues": {kind: {"name": queue.name, "arn": queue.arn} for kind, queue in compute.queues.items()},
             "job_definitions": {name: _told(definition) for name, definition in definitions.definitions.items()},
             "network": {"mode": network.mode, "vpc": network.vpc_id, "subnets": network.subnet_ids},

@@ -24,6 +24,7 @@ from infra_pulumi.storage import Storage
 
 ISSUER = "token.actions.githubusercontent.com"
 AUDIENCE = "sts.amazonaws.com"
+OPERATOR_HOURS = 6  # a workflow waits for its run, and GitHub ends a job after six hours
 QUOTAS = ("ec2/L-3819A6DF", "fargate/L-36FBB829")  # vCPUs of G and VT instances on Spot, and of Fargate Spot
 
 
@@ -47,7 +48,8 @@ class GitHub(pulumi.ComponentResource):
         super().__init__("pagefleet:aws:GitHub", f"{place.prefix}-github", None, opts)
         self._place = place
         self._settings = settings
-        self._child = pulumi.ResourceOptions(parent=self)
+        # A workflow that destroys the stack can't remove the role that it acts with; a person does, afterwards.
+        self._child = pulumi.ResourceOptions(parent=self, retain_on_delete=True)
         self._provider_arn = self._issuer()
         state = pulumi.Output.format("arn:{0}:s3:::{1}", place.partition, settings.state_bucket)
         image = allow(["ecr:DescribeImages", "ecr:BatchGetImage"], [registry.repository.arn])
@@ -81,7 +83,7 @@ class GitHub(pulumi.ComponentResource):
                     *state_key,
                 ],
             ),
-            "operator": self._role("operator", f"ref:refs/heads/{settings.branch}", operator),
+            "operator": self._role("operator", f"ref:refs/heads/{settings.branch}", operator, hours=OPERATOR_HOURS),
         }
         self.register_outputs({"roles": self.role_arns})
 
@@ -94,7 +96,7 @@ class GitHub(pulumi.ComponentResource):
         )
         return provider.arn
 
-    def _role(self, name: str, context: str, statements: list[Statement]) -> pulumi.Output[str]:
+    def _role(self, name: str, context: str, statements: list[Statement], hours: int = 1) -> pulumi.Output[str]:
         """Its path keeps it out of what the deploy role may change: a deployment can't widen its own rights."""
         full = f"{self._place.prefix}-{name}"
         conditions = {
@@ -103,6 +105,7 @@ class GitHub(pulumi.ComponentResource):
         role = aws.iam.Role(
             full,
             path=PATH,
+            max_session_duration=3600 * hours,
             assume_role_policy=trust({"Federated": self._provider_arn}, conditions, "sts:AssumeRoleWithWebIdentity"),
             opts=self._child,
         )

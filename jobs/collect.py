@@ -4,6 +4,7 @@ piece: `results.jsonl`, `results.parquet`, `summary.json`, `summary.md`, and the
 from __future__ import annotations
 
 import json
+import re
 import tempfile
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
@@ -157,4 +158,5 @@ def _listed(troubled: list[Document], troubles: int) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")[:300]
+    """A cell of a table that shows what a document is called, whatever markdown or HTML that would be."""
+    return re.sub(r"([\\`*<>|\[\]])", r"\\\1", " ".join(text.split())[:300])

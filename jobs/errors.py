@@ -13,6 +13,7 @@ class CliExit(IntEnum):
     USAGE = 2
     SOME_FAILED = 3  # some documents failed, wholly or in part; each is listed
     UNACCOUNTED = 4  # some documents have no outcome yet
+    STILL_RUNNING = 5  # the time to wait is over, and the run goes on
 
 
 class JobError(Exception):

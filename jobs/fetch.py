@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -56,18 +56,28 @@ def download(storage: Storage, paths: RunPaths, out: Path, *, documents: bool = 
 
     The copy is a run's folder as any other. Raises: JobError for a name that leads out of it.
     """
-    local, root = LocalStorage(), paths.file("")
+    root = paths.file("")
     wanted = [
         entry.uri
         for entry in storage.list(root)
         if documents or not entry.uri.removeprefix(root).startswith(_FOLDERS_OF_DOCUMENTS)
     ]
+    for folder in ("failures", "logs"):  # of an earlier copy: what failed then may have been read since
+        shutil.rmtree(out / folder, ignore_errors=True)
+    copy_files(storage, root, wanted, out)
+    return len(wanted)
+
+
+def copy_files(storage: Storage, root: str, wanted: Sequence[str], out: Path) -> None:
+    """Copies what lies below `root` into a folder, under the same names.
+
+    Raises: JobError for a name that leads out of the folder.
+    """
     for uri in wanted:
         name = uri.removeprefix(root)
         if not name or ".." in name.split("/") or not (out / name).resolve().is_relative_to(out.resolve()):
             raise JobError(f"{uri} would be written outside of {out}: nothing of a run has such a name; remove it")
-    for folder in ("failures", "logs"):  # of an earlier copy: what failed then may have been read since
-        shutil.rmtree(out / folder, ignore_errors=True)
+    local = LocalStorage()
     with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch, ThreadPoolExecutor(COPIERS) as pool:
 
         def copy(uri: str) -> None:
@@ -78,7 +88,6 @@ def download(storage: Storage, paths: RunPaths, out: Path, *, documents: bool = 
 
         for _ in pool.map(copy, wanted):
             pass
-    return len(wanted)
 
 
 def save_logs(run: BatchRun, out: Path) -> int:

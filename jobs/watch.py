@@ -80,15 +80,24 @@ class Watch:
         self._ended: dict[tuple[int, int], dict[str, tuple[bool, int]]] = {}  # by shard and attempt
         self._cost: tuple[float, Cost | None] | None = None
 
-    def follow(self, show: Callable[[Snapshot], None], interval: float = INTERVAL) -> Snapshot:
-        """Shows a snapshot after each poll, until the job has ended."""
+    def follow(
+        self, show: Callable[[Snapshot], None], interval: float = INTERVAL, wait: float | None = None
+    ) -> Snapshot:
+        """Shows a snapshot after each poll, until the job has ended, or `wait` seconds are over."""
+        deadline = None if wait is None else self._clock() + wait
         while True:
             began = self._clock()
             snapshot = self.look()
             show(snapshot)
             if snapshot.has_ended:
                 return snapshot
-            self._sleep(max(interval, POLL_SHARE * (self._clock() - began)))
+            pause = max(interval, POLL_SHARE * (self._clock() - began))
+            if deadline is not None:
+                left = deadline - self._clock()
+                if left <= 0:
+                    return snapshot
+                pause = min(pause, left)
+            self._sleep(pause)
 
     def look(self) -> Snapshot:
         run, now = self._run, self._now()

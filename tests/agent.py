@@ -128,6 +128,7 @@ class HeldJobs:
         from moto.batch_simple.models import BatchSimpleBackend
 
         self.held = True
+        self.on_submit: Callable[[str], None] = lambda job: None
         finish = BatchSimpleBackend._mark_job_as_finished
 
         def hold(backend: Any, include_start_attempt: bool, job: Any) -> None:
@@ -136,6 +137,8 @@ class HeldJobs:
                 return
             backend.backend._jobs[job.job_id] = job
             job.status = "RUNNABLE"
+            if ":" not in job.job_id:
+                self.on_submit(job.job_id)
 
         monkeypatch.setattr(BatchSimpleBackend, "_mark_job_as_finished", hold)
 

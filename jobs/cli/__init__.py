@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from jobs.cli import batch
+from jobs.cli import batch, workflow
 from jobs.errors import CliExit, JobError
 from jobs.wording import have, plural
 
@@ -393,3 +393,4 @@ def _fail(message: str, code: CliExit) -> NoReturn:
 
 
 batch.register(main)
+main.add_command(workflow.workflow)

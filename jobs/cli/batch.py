@@ -101,13 +101,17 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
 @click.argument("run", metavar="RUN")
 @click.option("--once", is_flag=True, help="Show how it is now, and end.")
 @click.option("--interval", type=click.FloatRange(0), default=15.0, show_default=True, help="Seconds between looks.")
+@click.option(
+    "--wait-minutes", type=click.FloatRange(0), metavar="N", help="End after N minutes, with 5 if it goes on."
+)
 @stack_option
 @region_option
 @json_option
 def watch_command(run: str, **given: Any) -> None:
     """Follow a run on AWS until its job has ended: shards, documents, pages/s, spend, and why it waits.
 
-    RUN is a run's id, or its folder. Ends with 0, 3 (some documents failed) or 4 (some have no outcome).
+    RUN is a run's id, or its folder. Ends with 0, 3 (some documents failed), 4 (some have no outcome) or 5 (still
+    running).
 
     \b
     pagefleet watch first
@@ -120,7 +124,7 @@ def watch_command(run: str, **given: Any) -> None:
     except KeyboardInterrupt:
         click.echo(f"\nthe run goes on: `pagefleet watch {run}` follows it again, `pagefleet cancel {run}` ends it")
         sys.exit(CliExit.OK)
-    _end_watch(snapshot, as_json=given["as_json"])
+    _end_watch(snapshot, as_json=given["as_json"], once=given["once"])
 
 
 @click.command("fetch")
@@ -416,19 +420,20 @@ def _watch(watch: Watch, given: dict[str, Any]) -> Snapshot:
     from jobs.watch import show_on, table
 
     console = _console(stderr=given["as_json"])
+    wait = None if given["wait_minutes"] is None else 60 * given["wait_minutes"]
     if given["once"]:
         snapshot = watch.look()
         console.print(table(snapshot))
         return snapshot
     if not console.is_terminal:
-        return watch.follow(show_on(console), given["interval"])
+        return watch.follow(show_on(console), given["interval"], wait)
     from rich.live import Live
 
     with Live(console=console, auto_refresh=False) as live:
-        return watch.follow(lambda one: live.update(table(one), refresh=True), given["interval"])
+        return watch.follow(lambda one: live.update(table(one), refresh=True), given["interval"], wait)
 
 
-def _end_watch(snapshot: Snapshot, *, as_json: bool) -> NoReturn:
+def _end_watch(snapshot: Snapshot, *, as_json: bool, once: bool) -> NoReturn:
     from dataclasses import asdict
 
     from jobs.cli import _fail, _json
@@ -447,6 +452,11 @@ def _end_watch(snapshot: Snapshot, *, as_json: bool) -> NoReturn:
         _fail(
             f"{plural(snapshot.failed, 'task')} failed: `pagefleet fetch {snapshot.run_id}` tells of each why",
             snapshot.exit_code,
+        )
+    if not snapshot.has_ended and not once:
+        _fail(
+            f"run {snapshot.run_id} goes on: `pagefleet watch {snapshot.run_id}` follows it again",
+            CliExit.STILL_RUNNING,
         )
     if snapshot.has_ended and not as_json:
         click.echo(f"everything has an outcome: `pagefleet fetch {snapshot.run_id}`")

@@ -1,0 +1,89 @@
+"""What a workflow hands over of a run: a folder to look at, and an archive of results as large as a workflow should
+carry. The rest stays in S3, and is named by its URIs."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from jobs.fetch import copy_files
+from jobs.summary import format_bytes
+from worker.contract import RunPaths
+from worker.storage import Entry, Storage
+
+RESULTS_BYTES = 500_000_000  # artifacts are for looking at; `pagefleet fetch` brings everything
+ARCHIVE, LEFT_OUT = "results.zip", "left-out.txt"
+
+_TO_LOOK_AT = ("report.html", "summary.md", "summary.json", "logs")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Two folders of files whose names any artifact store takes, and what did not fit into them."""
+
+    report: Path
+    results: Path
+    left_out: int  # files
+    left_out_bytes: int
+
+
+def pack(storage: Storage, paths: RunPaths, fetched: Path, out: Path, limit: int = RESULTS_BYTES) -> Packed:
+    """Makes `report/` and `results/` below `out`. `fetched` is a copy of the run without its documents.
+
+    The results are one archive, since documents' names hold what GitHub refuses in an artifact (": ? *"). Tables are
+    taken first, then documents by name, each whole: its JSON with its markdown.
+    """
+    report, results = out / "report", out / "results"
+    for folder in (report, results):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    for name in _TO_LOOK_AT:
+        if (fetched / name).exists():
+            shutil.move(fetched / name, report / name)
+    chosen, left_out = _choose(_results(storage, paths, fetched), limit)
+    copy_files(storage, paths.file(""), [entry.uri for entry in chosen], fetched)
+    with zipfile.ZipFile(results / ARCHIVE, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(path for path in fetched.rglob("*") if path.is_file()):
+            archive.write(path, path.relative_to(fetched).as_posix())
+    if left_out:
+        (results / LEFT_OUT).write_text("".join(f"{entry.uri}\n" for entry in left_out), encoding="utf-8")
+    return Packed(report, results, len(left_out), sum(entry.size for entry in left_out))
+
+
+def left_out_note(packed: Packed, run_id: str) -> str:
+    """Empty where everything fitted."""
+    if not packed.left_out:
+        return ""
+    return (
+        f"**{packed.left_out:,} files ({format_bytes(packed.left_out_bytes)}) are not in the artifact**; "
+        f"its `{LEFT_OUT}` has their URIs. `pagefleet fetch {run_id}` brings everything."
+    )
+
+
+def _results(storage: Storage, paths: RunPaths, fetched: Path) -> list[list[Entry]]:
+    """What belongs together, in the order in which it is taken; without what is there already."""
+    root = paths.file("")
+    tables: list[list[Entry]] = []
+    documents: dict[str, list[Entry]] = {}
+    for entry in storage.list(root):
+        name = entry.uri.removeprefix(root)
+        if name.startswith("documents/"):
+            documents.setdefault(name.rpartition(".")[0], []).append(entry)
+        elif name.startswith("results.") and not (fetched / name).exists():
+            tables.append([entry])
+    return [*tables, *(documents[name] for name in sorted(documents))]
+
+
+def _choose(groups: list[list[Entry]], limit: int) -> tuple[list[Entry], list[Entry]]:
+    chosen: list[Entry] = []
+    left_out: list[Entry] = []
+    for group in groups:
+        size = sum(entry.size for entry in group)
+        if size <= limit:
+            limit -= size
+            chosen += group
+        else:
+            left_out += group
+    return chosen, left_out
