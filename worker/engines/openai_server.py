@@ -68,7 +68,7 @@ class Answer:
     """One completion as far as it has come."""
 
     text: str = ""
-    stop: str | None = None  # "stop", "length", "loop", or what else the server calls it
+    stop: str | None = None  # "end", "length", "repetition", "deadline", or what else the server calls it
     model: str | None = None
     request: str | None = None
     usage: dict[str, int] = field(default_factory=dict)
@@ -77,9 +77,9 @@ class Answer:
 class OpenAiEngine:
     """Reads pages with whatever vision model a server holds.
 
-    Options: `base_url`; `preset`, `task`, `prompt`, `model`, `max_tokens`: what is asked; `concurrency`; `timeout`
-    (seconds without a byte), `deadline` (seconds for a page), `attempts` (of one request), `ready` (seconds to wait for
-    the server); `fallback`: the engine that reads what the model can't; `raw`: keep its text in the result.
+    Options: `base_url`; `preset`, `task`, `prompt`, `model`, `max_new_tokens`: what is asked; `concurrency`; `timeout`
+    (seconds without a byte), `page_deadline` (seconds), `attempts` (of one request), `ready` (seconds to wait for the
+    server); `fallback`: the engine that reads what the model can't; `raw`: keep its text in the result.
     """
 
     name = "openai"
@@ -124,10 +124,10 @@ class OpenAiEngine:
             self._prompt, self._prompt_id = preset_of_own.prompts["own"], preset_of_own.prompt_id("own")
         self.longest_side = self._preset.longest_side
         self.concurrency = taker.integer("concurrency", 8, 1)
-        self._max_tokens = taker.integer("max_tokens", self._preset.max_new_tokens, 1)
+        self._max_tokens = taker.integer("max_new_tokens", self._preset.max_new_tokens, 1)
         self._timeout = taker.number("timeout", 120.0, 0.001)
         self._patience = Patience(
-            attempts=taker.integer("attempts", 6, 1), deadline=taker.number("deadline", 300.0, 0.001)
+            attempts=taker.integer("attempts", 6, 1), deadline=taker.number("page_deadline", 300.0, 0.001)
         )
         self._ready_seconds = taker.number("ready", READY_SECONDS)
         self._keep_raw = taker.flag("raw")
@@ -201,46 +201,55 @@ class OpenAiEngine:
     # ---- reading
 
     def _read_page(self, page: PageImage) -> PageText:
-        details: dict[str, Any] = {"model": self.model, "prompt": self._prompt_id, "retries": 0}
+        details: dict[str, Any] = {"model": self.model, "revision": self.revision, "prompt": self._prompt_id}
         if max(page.width, page.height) > self._preset.max_aspect * min(page.width, page.height):
             error = f"a page of {page.width}x{page.height} is too long and narrow for the model"
             return self._fallback.read(page, error, details)
         image = _data_uri(page, self._preset.max_pixels)
-        error = ""
         until = self._service.until()
-        for attempt, temperature in enumerate(TEMPERATURES, 1):
-            details |= {"attempts": attempt, "temperature": temperature}
+        resent = 0
+        for retry, temperature in enumerate(TEMPERATURES):
             try:
-                answer, retries = self._service.ask(partial(self._complete, image, temperature), until, self._alive)
+                answer, again = self._service.ask(partial(self._complete, image, temperature), until, self._alive)
             except PageRefused as refused:
                 return self._fallback.read(page, str(refused), details)
-            details["retries"] += retries
-            details |= {"model": answer.model or self.model, "stop": answer.stop, **answer.usage}
+            resent += again
+            details |= {"model": answer.model or self.model, **answer.usage, "stop": answer.stop}
+            details |= {"temperature": temperature, "retries": retry, "resent": resent}
             if answer.request:
                 details["request"] = answer.request
-            if answer.stop == "stop":
-                return self._parsed(page, answer.text, details)
-            if answer.stop == "loop":
-                error = f"the model repeats itself without end ({attempt} attempts)"
-            elif answer.stop == "length":
-                error = (
-                    f"the model's text does not end within {self._max_tokens:,} tokens ({attempt} attempts); "
-                    "where pages are that long, raise --engine-option max_tokens"
-                )
-            elif answer.stop == "deadline":
-                error = f"the model was not done within {self._patience.deadline:.0f} s"
+            if answer.stop not in ("length", "repetition"):
                 break
-            else:
-                error = f"the server ended the text by itself: {answer.stop}"
-                break
-        return self._fallback.read(page, error, details)
+        if self._keep_raw:
+            details["raw"] = answer.text
+        if answer.stop == "end":
+            return self._parsed(page, answer.text, details)
+        if answer.text:
+            details["text"] = answer.text[: repeating_tail(answer.text)]  # what was read is not lost
+        return self._fallback.read(page, self._why(answer.stop, retry + 1), details)
+
+    def _why(self, stop: str | None, attempts: int) -> str:
+        """Why a page has no text, and what to do."""
+        if stop == "repetition":
+            return (
+                f"the model repeats itself without end, in {attempts} attempts; try --engine-option fallback=rapidocr"
+            )
+        if stop == "length":
+            return (
+                f"the model's text does not end within {self._max_tokens:,} tokens, in {attempts} attempts; "
+                "try --engine-option max_new_tokens=N with a larger N"
+            )
+        if stop == "deadline":
+            return (
+                f"the model was not done within {self._patience.deadline:g} s; "
+                "try --engine-option page_deadline=N with a larger N"
+            )
+        return f"the server ended the text: {stop}"
 
     def _parsed(self, page: PageImage, text: str, details: dict[str, Any]) -> PageText:
         output = PARSERS[self._prompt.parser](text, page.width, page.height)
         if output.warnings:
             details["warnings"] = list(output.warnings)
-        if self._keep_raw:
-            details["raw"] = text
         return PageText(page.width, page.height, lines=output.lines, markdown=output.markdown, details=details)
 
     def _complete(self, image: str, temperature: float, until: float) -> Answer:
@@ -308,8 +317,8 @@ class OpenAiEngine:
                     raise
         if answer.stop is None:
             raise Broken(f"the stream broke off after {len(answer.text):,} characters")
-        if answer.stop == "stop" and repeating_tail(answer.text) is not None:
-            answer.stop = "loop"
+        if answer.stop in ("end", "length") and repeating_tail(answer.text) is not None:
+            answer.stop = "repetition"
         return answer
 
     def _follow(self, answer: Answer, response: httpx.Response, until: float) -> None:
@@ -326,7 +335,7 @@ class OpenAiEngine:
                 if size - checked >= CHECK_EVERY:
                     checked = size
                     if repeating_tail("".join(parts)) is not None:
-                        answer.stop = "loop"
+                        answer.stop = "repetition"
                         return
                 if size > CHARACTERS_PER_TOKEN * self._max_tokens:
                     answer.stop = "length"
@@ -395,7 +404,8 @@ def _take(answer: Answer, event: Any) -> str:
             answer.usage = {ours: int(usage[theirs]) for theirs, ours in names.items() if theirs in usage}
         text = ""
         for choice in (event.get("choices") or [])[:1]:
-            answer.stop = choice.get("finish_reason") or answer.stop
+            if reason := choice.get("finish_reason"):
+                answer.stop = "end" if reason == "stop" else str(reason)
             text = (choice.get("delta") or choice.get("message") or {}).get("content") or ""
         if not isinstance(text, str):
             raise TypeError(f"its text is {type(text).__name__}")
