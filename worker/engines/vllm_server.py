@@ -7,7 +7,7 @@ import shlex
 import shutil
 import socket
 
-from worker.beside import Beside
+from worker.beside import Beside, ServerLost
 from worker.engines import EngineSettings
 from worker.engines.openai_server import Answer, OpenAiEngine
 from worker.errors import BadRequest
@@ -44,7 +44,7 @@ class VllmEngine(OpenAiEngine):
         command = _command(own, more, self.model, self.revision, port)
         self._connect(f"http://127.0.0.1:{port}/v1", None)
         environment = {name: value for name, value in os.environ.items() if name not in API_KEYS}
-        self._server = Beside(command, self._alive, start_seconds=start_seconds, environment=environment)
+        self._server = Beside(command, super()._alive, start_seconds=start_seconds, environment=environment)
         try:
             self._server.wait(start_seconds)
         except BaseException:
@@ -60,6 +60,14 @@ class VllmEngine(OpenAiEngine):
         asked = self._clock.now()
         self._server.wait(RESTART_SECONDS)
         return super()._complete(image, temperature, until + self._clock.now() - asked)
+
+    def _alive(self) -> bool:
+        """Once it has been started again, should it have died."""
+        try:
+            self._server.wait(RESTART_SECONDS)
+        except ServerLost:
+            return False
+        return super()._alive()
 
 
 def _command(own: str | None, more: str, model: str, revision: str | None, port: int) -> list[str]:
