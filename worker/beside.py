@@ -66,6 +66,11 @@ class Beside:
         if self._lost:
             raise ServerLost(self._lost)
 
+    def settle(self, seconds: float) -> None:
+        """As `wait`, where a connection to it has just broken: it may take a moment until its death is seen."""
+        self._stopping.wait(POLL_SECONDS)
+        self.wait(seconds)
+
     def stop(self) -> None:
         """Ends the server, and waits for its end."""
         self._stopping.set()

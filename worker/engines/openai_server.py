@@ -84,6 +84,7 @@ class OpenAiEngine:
 
     name = "openai"
     batch_size = 1  # a call that fails takes no other page's answer with it
+    attempts = 6
 
     def __init__(self, settings: EngineSettings, clock: Clock | None = None) -> None:
         """Waits for the server. Raises: BadRequest for wrong options or a wrong key, Unavailable past the deadline."""
@@ -131,7 +132,7 @@ class OpenAiEngine:
         self._max_tokens = taker.integer("max_new_tokens", self._preset.max_new_tokens, 1)
         self._timeout = taker.number("timeout", 120.0, 0.001)
         self._patience = Patience(
-            attempts=taker.integer("attempts", 6, 1), deadline=taker.number("page_deadline", 300.0, 0.001)
+            attempts=taker.integer("attempts", self.attempts, 1), deadline=taker.number("page_deadline", 300.0, 0.001)
         )
         self._ready_seconds = taker.number("ready", READY_SECONDS)
         self._keep_raw = taker.flag("raw")
