@@ -23,6 +23,7 @@ from jobs.errors import UsageError
 from jobs.wording import plural
 from worker.contract import Counts, Options, Run, RunPaths, Task
 from worker.decode import LAST_PAGE, format_pages, parse_pages
+from worker.engines.options import refuse_secrets
 from worker.errors import DocumentError
 from worker.storage import Storage, path_uri, split_s3, to_uri, uri_path
 
@@ -173,6 +174,8 @@ def known_pages(uri: str, ranges: str | None) -> int | None:
 
 
 def describe_run(plan: Plan, run_id: str, engine: str, options: Options, versions: dict[str, str]) -> Run:
+    """Raises: BadRequest where an engine's option is a secret, which a run's record would tell."""
+    refuse_secrets(options.engine_options)
     return Run(
         id=run_id,
         created=datetime.now(UTC).replace(microsecond=0),

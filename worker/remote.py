@@ -117,7 +117,17 @@ class Service:
         text = str(error) or type(error).__name__
         return text.replace(self.key, "…") if self.key else text
 
-    def ask(self, send: Callable[[float], T], alive: Callable[[], bool] = lambda: True) -> tuple[T, int]:
+    def wrong_run(self, error: Answered) -> BadRequest:
+        """For a refusal that each page would meet."""
+        why = f"{WRONG_RUN[error.status]} ({self.told(error)})" if error.status in WRONG_RUN else self.told(error)
+        hint = f"; set {self.key_from}" if error.status in (401, 403) and self.key_from else ""
+        return BadRequest(f"{self.name} refuses: {why}{hint}")
+
+    def until(self) -> float:
+        """When the time for a page that begins now will be up."""
+        return self.clock.now() + self.patience.deadline
+
+    def ask(self, send: Callable[[float], T], until: float, alive: Callable[[], bool] = lambda: True) -> tuple[T, int]:
         """What `send` returns, and how often it was tried again. `send` gets the time by which it must be done.
 
         It raises `Answered`, `Broken` or `httpx.TransportError`. Answers of 4xx are final; all else is tried again.
@@ -127,14 +137,14 @@ class Service:
         """
         import httpx
 
-        patience, until = self.patience, self.clock.now() + self.patience.deadline
+        patience = self.patience
         for attempt in range(patience.attempts):
             wait = min(patience.longest_wait, patience.first_wait * 2**attempt) * random.uniform(0.5, 1.0)
             try:
                 return send(until), attempt
             except Answered as error:
                 if error.status in WRONG_RUN:
-                    raise BadRequest(self._wrong(error)) from error
+                    raise self.wrong_run(error) from error
                 if error.status < 500 and error.status not in AWAY:
                     raise PageRefused(f"{self.name} refuses the page: {self.told(error)}") from error
                 if error.retry_after is not None:
@@ -153,10 +163,6 @@ class Service:
         if away or not alive():
             raise Unavailable(f"{self.name} does not answer after {tries}: {self.told(failure)}") from failure
         raise PageRefused(f"{self.name} could not read the page in {tries}: {self.told(failure)}") from failure
-
-    def _wrong(self, error: Answered) -> str:
-        hint = f"; set {self.key_from}" if error.status in (401, 403) and self.key_from else ""
-        return f"{self.name} refuses: {WRONG_RUN[error.status]} ({self.told(error)}){hint}"
 
 
 class RateLimit:
