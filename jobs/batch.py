@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from jobs.aws import Aws, chunks
+from jobs.dataset import DatasetRequest, plan_dataset
 from jobs.errors import JobError, UsageError
 from jobs.local import page_counter, versions
 from jobs.plan import Plan, Sharding, describe_run, find_below, find_inputs, make_plan, read_keys_file, write_plan
@@ -106,6 +108,7 @@ class Request:
     engine: str
     options: Options
     sharding: Sharding
+    dataset: DatasetRequest | None = None  # instead of keys
 
 
 class BatchRun:
@@ -192,23 +195,34 @@ def choose_definition(stack: Stack, engine: str, on: str | None) -> str:
 
 def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
     """Raises: UsageError where there is nothing to read."""
+    if request.dataset:
+        return plan_dataset(storage, request.dataset, request.engine)
     warnings: list[str] = []
-
-    def to_input(key: str) -> str:
-        return key if "://" in key else f"s3://{stack.buckets.inputs}/{key}"
+    to_input = partial(input_uri, stack)
 
     def uris() -> Iterator[str]:
         for key in request.keys:
-            yield from find_inputs(storage, [_in_s3(to_input(key))], warnings=warnings)
+            yield from find_inputs(storage, [to_input(key)], warnings=warnings)
         for prefix in request.prefixes:
-            yield from find_below(storage, _in_s3(to_input(prefix)), warnings)
+            yield from find_below(storage, to_input(prefix), warnings)
         if request.keys_file:
-            yield from map(_in_s3, read_keys_file(request.keys_file, to_input))
+            yield from read_keys_file(request.keys_file, to_input)
 
     with page_counter(storage, request.options) as count_pages:
         plan = make_plan(uris(), request.sharding, count_pages=count_pages)
     plan.warnings = warnings + plan.warnings
     return plan
+
+
+def input_uri(stack: Stack, key: str) -> str:
+    """A key of the inputs bucket, or an `s3://` URI.
+
+    Raises: UsageError for anything else.
+    """
+    uri = key if "://" in key else f"s3://{stack.buckets.inputs}/{key}"
+    if not uri.startswith("s3://"):
+        raise UsageError(f"{uri} is not in S3: a run on AWS reads s3:// keys. Upload it, or use `pagefleet run`")
+    return uri
 
 
 def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str) -> None:
@@ -403,9 +417,3 @@ def _attempt(detail: dict[str, Any]) -> Attempt:
 
 def _time(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
-
-
-def _in_s3(uri: str) -> str:
-    if not uri.startswith("s3://"):
-        raise UsageError(f"{uri} is not in S3: a run on AWS reads s3:// keys. Upload it, or use `pagefleet run`")
-    return uri

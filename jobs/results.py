@@ -25,6 +25,7 @@ from worker import layout
 from worker.contract import Failure, Page, Receipt, Result, Run, RunPaths, Task
 from worker.decode import parse_pages
 from worker.errors import DocumentError
+from worker.outcomes import read_outcome
 from worker.pipeline import join_markdown
 from worker.receipts import read_receipts
 from worker.storage import NotFound, Storage, open_storage, to_uri
@@ -96,7 +97,7 @@ class Document:
 
 
 class RunFolder:
-    """Reads a run's folder. The names of what has an outcome are kept in memory, documents never."""
+    """Reads a run's folder, documents in constant memory."""
 
     def __init__(self, storage: Storage, uri: str) -> None:
         """Raises: UsageError where there is no run."""
@@ -235,22 +236,13 @@ class RunFolder:
     def _document(self, tasks: list[Task]) -> Document:
         first = tasks[0]
         if first.part is None:
-            return Document(first.name, first.uri, self._outcome(first))
-        outcomes = [self._outcome(task) for task in tasks]
+            return Document(first.name, first.uri, read_outcome(self.storage, self.paths, first))
+        outcomes = [read_outcome(self.storage, self.paths, task) for task in tasks]
         complete = [outcome for outcome in outcomes if outcome is not None]
         if len(complete) < (first.parts or 0):
             return Document(first.name, first.uri, None, first.parts)
         outcome = assemble(tasks, complete, self.run.options.keep_furniture)
         return Document(first.name, first.uri, outcome, first.parts)
-
-    def _outcome(self, task: Task) -> Result | Failure | None:
-        """A result wins over a failure that a later attempt made good."""
-        result, failure = self.paths.result(task), self.paths.failure(task)
-        if result in self._existing:
-            return Result.model_validate_json(self.storage.read(result))
-        if failure in self._existing:
-            return Failure.model_validate_json(self.storage.read(failure))
-        return None
 
 
 def open_run(location: str, storage: Storage | None = None) -> RunFolder:
