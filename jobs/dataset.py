@@ -88,7 +88,10 @@ def plan_dataset(storage: Storage, request: DatasetRequest, engine: str) -> Plan
     warnings: list[str] = []
     batch_size = max(request.batch_size, -(-rows // MAX_SHARDS))
     if batch_size > request.batch_size:
-        warnings.append(f"batches have {batch_size:,} rows instead of {request.batch_size:,}: there are {MAX_SHARDS:,}")
+        warnings.append(
+            f"a run has at most {MAX_SHARDS:,} batches: they have {batch_size:,} rows each instead of "
+            f"{request.batch_size:,}"
+        )
     if kind != "path" and group > LARGE_GROUP:
         warnings.append(
             f"a row group of {request.uri} holds {group / 1e9:.1f} GB of images, and each batch reads it from its "

@@ -141,9 +141,6 @@ class RowImages:
             raise NotFound(uri, ": it does not say which row of which column") from error
         with self._lock:
             if self._column is None or self._column.of != (dataset, column):
-                if self._column:
-                    self._column.close()
-                self._column = None
                 self._column = _Column(self._storage, dataset, column)
             value = self._column.value(row)
         if isinstance(value, dict):
@@ -163,7 +160,6 @@ class _Column:
     def __init__(self, storage: Storage, dataset: str, column: str) -> None:
         self.of = (dataset, column)
         self._set = ParquetSet(storage, dataset)
-        column_kind(self._set.schema, column)
         groups = [self._set.parquet.metadata.row_group(number).num_rows for number in range(self._group_count)]
         self._starts = [sum(groups[:number]) for number in range(len(groups))]
         self._kept: deque[tuple[int, Any]] = deque(maxlen=KEPT)
@@ -198,8 +194,8 @@ class _Column:
         start, values = self._kept[-1]
         return values[row - start].as_py()
 
-    def close(self) -> None:
-        self._set.close()
+    def __del__(self) -> None:
+        self._set.close()  # a storage, which holds us, has no end of its own
 
     @property
     def _group_count(self) -> int:
