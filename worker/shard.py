@@ -166,7 +166,10 @@ def _load(storage: Storage, paths: RunPaths, shard: int) -> tuple[Run, list[Task
 
 def _engine(name: str, settings: Settings, options: Options) -> Engine:
     return build_engine(
-        name, EngineSettings(threads=settings.threads, lang=options.lang, options=options.engine_options)
+        name,
+        EngineSettings(
+            threads=settings.threads, lang=options.lang, options=options.engine_options, api_keys=settings.api_keys
+        ),
     )
 
 
