@@ -196,7 +196,7 @@ def choose_definition(stack: Stack, engine: str, on: str | None) -> str:
 def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
     """Raises: UsageError where there is nothing to read."""
     if request.dataset:
-        return plan_dataset(storage, request.dataset, request.engine)
+        return plan_dataset(storage, request.dataset, request.engine, request.options.engine_options)
     warnings: list[str] = []
     to_input = partial(input_uri, stack)
 

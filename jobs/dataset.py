@@ -10,7 +10,7 @@ import json
 import logging
 import tempfile
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from jobs.results import RunFolder
 from worker import __version__
 from worker.contract import Dataset, Task
 from worker.dataset import PREFIX, ParquetSet, column_kind, image_uri, is_text, row_uri
-from worker.engines import ENGINES
+from worker.engines.presets import PRESETS
 from worker.errors import BadRequest, DocumentError
 from worker.labels import part_schema, tables, write_part
 from worker.storage import NotFound, Storage, file_errors
@@ -67,19 +67,19 @@ def dataset_name(uri: str) -> str:
     return safe_segment(name.removesuffix(".parquet") or "dataset")
 
 
-def plan_dataset(storage: Storage, request: DatasetRequest, engine: str) -> Plan:
+def plan_dataset(storage: Storage, request: DatasetRequest, engine: str, engine_options: Mapping[str, Any]) -> Plan:
     """A run over a dataset's rows. What is the matter with single rows they tell when they are read.
 
     Raises: UsageError where the dataset can't be labelled: it is missing, empty or no parquet file, it has no such
     column, or the engine's licence forbids it.
     """
-    accepted = check_licence(engine, accept=request.accept_licence)
+    accepted = check_licence(engine, engine_options, accept=request.accept_licence)
     try:
         with ParquetSet(storage, request.uri) as opened:
             kind = column_kind(opened.schema, request.image_column)
             for name in ("id", "split"):
                 _check_column(opened.schema, name)
-            rows, fingerprint = opened.rows, opened.fingerprint
+            rows, fingerprint = opened.rows, opened.fingerprint()
             group = _largest_group(opened, request.image_column)
     except (BadRequest, DocumentError) as error:
         raise UsageError(f"the dataset cannot be used: {error}") from error
@@ -101,6 +101,7 @@ def plan_dataset(storage: Storage, request: DatasetRequest, engine: str) -> Plan
         uri=request.uri,
         rows=rows,
         fingerprint=fingerprint,
+        addresses="",
         image_column=request.image_column,
         image_root=request.image_root or request.uri.rpartition("/")[0],
         batch_size=batch_size,
@@ -108,7 +109,7 @@ def plan_dataset(storage: Storage, request: DatasetRequest, engine: str) -> Plan
         accepted_licence=accepted,
     )
     images = _Images(storage, dataset)
-    duplicates = images.duplicates()
+    duplicates, dataset.addresses = images.compare()
     if duplicates:
         warnings.append(f"{len(duplicates):,} rows name the image of an earlier row: it is read once, for all of them")
     if request.in_s3 and kind == "path" and not any(uri.startswith("s3://") for uri, _ in images):
@@ -127,21 +128,28 @@ def plan_dataset(storage: Storage, request: DatasetRequest, engine: str) -> Plan
     )
 
 
-def check_licence(engine: str, *, accept: bool) -> str | None:
-    """The licence that a person has accepted, where the engine's forbids training on what it reads.
+def check_licence(engine: str, options: Mapping[str, Any], *, accept: bool) -> str | None:
+    """The licence that a person has accepted, where one forbids training on what is read: that of the engine's model,
+    of the model that it asks a server for, or of the one that it falls back to.
 
     Raises: UsageError where it was not accepted.
     """
-    licence = ENGINES[engine].licence if engine in ENGINES else None
-    if licence is None or not getattr(licence, "forbids_training_on_output", False):
+    named = {engine, *(str(options.get(name)) for name in ("preset", "model", "fallback"))}
+    forbidding = [
+        preset
+        for preset in PRESETS.values()
+        if preset.licence.forbids_training_on_output and {preset.name, preset.hub_id} & named
+    ]
+    if not forbidding:
         return None
+    preset = forbidding[0]
     if not accept:
         raise UsageError(
-            f"the licence of {engine} forbids to train other models on what it reads, which is what pseudo-labels are "
-            f"for: {licence}. Choose another engine; or, where you use the labels in no such way or have the owner's "
-            "permission, say so with --accept-licence, which is recorded in the run and in the labelled set"
+            f"{preset.name} must not label data that other models are trained on ({preset.licence.name}: "
+            f"{preset.licence.limits}): choose another --engine; or, where the labels are for something else or its "
+            "owner allows it, say so with --accept-licence, which is recorded in the run and in the labelled set"
         )
-    return str(licence)
+    return f"{preset.name}: {preset.licence.name} ({preset.licence.limits})"
 
 
 def write_labels(folder: RunFolder) -> dict[str, int]:
@@ -258,16 +266,18 @@ class _Images:
         name = f"{row // self._dataset.batch_size:05d}/{row:08d}"
         return f"{name}-{safe_segment(file)}" if file else name
 
-    def duplicates(self) -> dict[int, int]:
-        """For each row whose image an earlier row has, by its URI: the first such row. Embedded images are not
-        compared, which would mean reading them all."""
+    def compare(self) -> tuple[dict[int, int], str]:
+        """For each row whose image an earlier row has, by its URI: the first such row; and a hash of all URIs.
+
+        Embedded images are not compared, which would mean reading them all.
+        """
         import numpy as np
 
         digests = np.zeros((self._dataset.rows, 2), np.uint64)
         for row, (uri, _) in enumerate(self):
             digest = hashlib.blake2b(uri.encode("utf-8", "surrogateescape"), digest_size=16).digest()
             digests[row] = np.frombuffer(digest, np.uint64)
-        return _first_of_equals(digests)
+        return _first_of_equals(digests), hashlib.blake2b(digests.tobytes(), digest_size=16).hexdigest()
 
 
 def _uri_file(uri: str) -> str:
@@ -372,13 +382,17 @@ def _open_again(storage: Storage, dataset: Dataset) -> ParquetSet:
         opened = ParquetSet(storage, dataset.uri)
     except (BadRequest, DocumentError) as error:
         raise JobError(f"the dataset of the run cannot be read any more: {error}") from error
-    if opened.fingerprint != dataset.fingerprint:
+    if opened.fingerprint() != dataset.fingerprint:
         opened.close()
-        raise JobError(
-            f"{dataset.uri} has changed since the run was planned, and its rows cannot be told any more: put the old "
-            "one back, or start a new run"
-        )
+        raise _changed(dataset)
     return opened
+
+
+def _changed(dataset: Dataset) -> JobError:
+    return JobError(
+        f"{dataset.uri} has changed since the run was planned, and its rows cannot be told any more: put the old one "
+        "back, or start a new run"
+    )
 
 
 # ---- joining
@@ -394,7 +408,9 @@ class _Join:
         self._images = _Images(folder.storage, dataset)
 
     def tables(self) -> Iterator[pyarrow.Table]:
-        duplicates = self._images.duplicates()
+        duplicates, addresses = self._images.compare()
+        if addresses != self._dataset.addresses:
+            raise _changed(self._dataset)
         schema, column = self._opened.schema, self._dataset.image_column
         wanted = [name for name in ("id", "split", "width", "height") if name in schema.names]
         path_column = _path_column(schema, column)

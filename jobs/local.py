@@ -82,7 +82,7 @@ def plan_run(storage: Storage, request: Request, out: str) -> Plan:
     """Raises: UsageError where there is nothing to read, or the engine doesn't exist."""
     check_engine(request.engine)
     if request.dataset:
-        return plan_dataset(storage, request.dataset, request.engine)
+        return plan_dataset(storage, request.dataset, request.engine, request.options.engine_options)
     warnings: list[str] = []
 
     def uris() -> Iterator[str]:

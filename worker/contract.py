@@ -192,7 +192,8 @@ class Dataset(Record):
 
     uri: str
     rows: int
-    fingerprint: str  # of its footer: a file with other rows has another
+    fingerprint: str  # of its footer, and of samples of what it holds
+    addresses: str  # hash of all rows' image URIs in their order
     image_column: str
     image_root: str  # URI of the folder that relative paths start from
     batch_size: int

@@ -383,8 +383,7 @@ def _options(given: dict[str, Any]) -> Options:
         keep_furniture=given["keep_furniture"],
         page_timeout=given["page_timeout"],
         decode_memory=given["decode_memory"],
-        engine_options={key: value for key, _, value in pairs}
-        | ({"concurrency": str(given["concurrency"])} if given["concurrency"] else {}),
+        engine_options=dataset.implied_options(given) | {key: value for key, _, value in pairs},
     )
 
 

@@ -25,6 +25,7 @@ _OTHERS = {
     "pages_per_task": "--pages-per-task",
     "shards": "--shards",
 }
+_REMOTE = ("openai", "vllm", "upstage")
 _OWN = {
     "image_column": "--image-column",
     "image_root": "--image-root",
@@ -83,6 +84,21 @@ def dataset_request(
         accept_licence=given["accept_licence"],
         in_s3=in_s3,
     )
+
+
+def implied_options(given: dict[str, Any]) -> dict[str, str]:
+    """The engine's own options that others stand for; --engine-option may say otherwise.
+
+    Raises: click.UsageError where the engine has no such option.
+    """
+    engine, implied = given["engine"], {}
+    if given["concurrency"]:
+        if engine not in _REMOTE and ":" not in engine:
+            raise click.UsageError(f"--concurrency is for engines that send requests ({', '.join(_REMOTE)})")
+        implied["concurrency"] = str(given["concurrency"])
+    if given["dataset"] and engine == "upstage":
+        implied["unit"] = "word"  # as it was labelled: lines are put together for people to read
+    return implied
 
 
 def check_same(folder: RunFolder, request: DatasetRequest | None, engine: str) -> None:

@@ -20,12 +20,12 @@ from PIL import Image
 
 from jobs import dataset as datasets
 from jobs.cli import main
-from jobs.dataset import DatasetRequest, labels_schema, plan_dataset
+from jobs.dataset import DatasetRequest, check_licence, labels_schema, plan_dataset
+from jobs.errors import UsageError
 from tests.conftest import draw, image
 from tests.jobs.test_cli import COLOUR, pagefleet
 from worker.contract import Page
 from worker.dataset import RowImages, row_uri
-from worker.engines import ENGINES
 from worker.errors import DocumentError
 from worker.labels import to_image
 from worker.storage import open_storage, path_uri
@@ -252,20 +252,41 @@ class TestRefusals:
             assert "is for a run over a --dataset" in done.stderr
         assert "--resume needs --out" in invoke("run", "in", "--resume").stderr
 
-    def test_an_engine_that_forbids_training_on_its_output(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_an_engine_that_forbids_training_on_its_output(self, here: Path) -> None:
         draw(here / "a.png")
         write_set(here / "train.parquet", {"image_path": ["a.png"]})
-        forbids = Licence("Some Licence", "its output may not improve other models", forbids_training_on_output=True)
-        monkeypatch.setitem(ENGINES, "rapidocr", replace(ENGINES["rapidocr"], licence=forbids))
-        done = invoke("run", "--dataset", "train.parquet")
-        assert done.exit_code == 2
-        assert "forbids to train other models on what it reads" in done.stderr
+        told = "hunyuan must not label data that other models are trained on (Tencent Hunyuan Community License"
+        for engine in (
+            ("openai", "preset=hunyuan"),
+            ("vllm", "model=tencent/HunyuanOCR"),
+            (COLOUR[1], "fallback=hunyuan-1.0"),
+        ):
+            options = (f"--engine-option={option}" for option in engine[1:])
+            done = invoke("run", "--dataset", "train.parquet", "--engine", engine[0], *options)
+            assert done.exit_code == 2
+            assert told in done.stderr.replace("hunyuan-1.0", "hunyuan"), engine
+            assert "--accept-licence" in done.stderr
+        with pytest.raises(UsageError, match="hunyuan must not label data"):
+            check_licence("hunyuan", {}, accept=False)
+        assert check_licence("glm-ocr", {}, accept=False) is None
         assert not (here / "runs").exists()
+        accepted = (*COLOUR, "--engine-option", "fallback=hunyuan", "--accept-licence", "--no-report")
+        assert invoke("run", "--dataset", "train.parquet", *accepted).exit_code == 0
+        recorded = json.loads((here / "runs/train/run.json").read_text())["dataset"]["accepted_licence"]
+        assert recorded.startswith("hunyuan: Tencent Hunyuan Community License")
+        schema = pq.read_schema(here / "runs/train/train_pseudo_labels.parquet")
+        assert json.loads(schema.metadata[b"pagefleet"])["accepted_licence"] == recorded
+
+    def test_concurrency_is_for_engines_that_send_requests(self, here: Path) -> None:
+        write_set(here / "train.parquet", {"image_path": ["a.png"]})
+        done = invoke("run", "--dataset", "train.parquet", "--concurrency", "3")
+        assert done.exit_code == 2
+        assert "--concurrency is for engines that send requests (openai, vllm, upstage)" in done.stderr
 
     def test_batches_grow_where_there_would_be_too_many(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(datasets, "MAX_SHARDS", 10)
         path = write_set(here / "train.parquet", {"image_path": [f"{n}.png" for n in range(101)]})
-        plan = plan_dataset(open_storage(), DatasetRequest(path_uri(path), batch_size=5), COLOUR[1])
+        plan = plan_dataset(open_storage(), DatasetRequest(path_uri(path), batch_size=5), COLOUR[1], {})
         assert (plan.shards, len(plan.tasks)) == (10, 101)
         assert plan.warnings == ["a run has at most 10 batches: they have 11 rows each instead of 5"]
         shards = list(plan.by_shard())
@@ -275,7 +296,7 @@ class TestRefusals:
     def test_large_row_groups_of_images_are_told(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(datasets, "LARGE_GROUP", 1000)
         path = write_set(here / "train.parquet", {"image": [random.randbytes(600) for _ in range(2)]})
-        plan = plan_dataset(open_storage(), DatasetRequest(path_uri(path), "image"), COLOUR[1])
+        plan = plan_dataset(open_storage(), DatasetRequest(path_uri(path), "image"), COLOUR[1], {})
         assert "write the file with smaller ones" in plan.warnings[0]
 
 
@@ -286,7 +307,7 @@ class TestDuplicates:
         path = write_set(
             here / "train.parquet", {"image_path": [f"x/../{n}" if i % 3 else n for i, n in enumerate(names)]}
         )
-        plan = plan_dataset(open_storage(), DatasetRequest(path_uri(path), batch_size=50), COLOUR[1])
+        plan = plan_dataset(open_storage(), DatasetRequest(path_uri(path), batch_size=50), COLOUR[1], {})
         shards = list(plan.by_shard())
         firsts = sorted(names.index(name) for name in set(names))
         assert [task.row for tasks in shards for task in tasks] == firsts

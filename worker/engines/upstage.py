@@ -96,7 +96,7 @@ class UpstageEngine:
         self._service.close()
 
     def _read_page(self, page: PageImage) -> PageText:
-        details: dict[str, Any] = {"model": self.model}
+        details: dict[str, Any] = {"model": self.model, "unit": "word" if self._by_word else "line"}
         try:
             image = _encoded(page)
             (answer, request), resent = self._service.ask(partial(self._send, *image), self._service.until())
