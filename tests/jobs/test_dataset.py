@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from jobs.cli import main
 from jobs.dataset import DatasetRequest, check_licence, labels_schema, plan_dataset
 from jobs.errors import UsageError
 from tests.conftest import draw, image
+from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, pagefleet
 from worker.contract import Page
 from worker.dataset import RowImages, row_uri
@@ -463,3 +465,45 @@ class TestReading:
                 file.read(4)
         with pytest.raises(DocumentError, match="does not exist"):
             storage.open("s3://inputs/none.parquet")
+
+
+class TestOnBatch:
+    def test_a_dataset_in_s3_is_labelled_by_an_array_whose_child_is_killed(
+        self, deployed: Deployed, here: Path
+    ) -> None:
+        deployed.upload(here, {f"영수증/{number}.png": "slow" if number == 4 else "read" for number in range(8)})
+        names = [f"../영수증/{number}.png" for number in range(4)] + [
+            f"s3://inputs/영수증/{n}.png" for n in range(4, 8)
+        ]
+        write_set(here / "a.parquet", {"image_path": [*names, "gone.png", "/local.png"]})
+        deployed.client("s3").upload_file(str(here / "a.parquet"), "inputs", "sets/a.parquet")
+        submit = ("submit", "--dataset", "sets/a.parquet", "--batch-size", "4", "--run-id", "one", "--json", *COLOUR)
+        planned = json.loads(invoke(*submit, "--dry-run").stdout)
+        assert (planned["documents"], planned["shards"], planned["estimate"]["pages"]) == (10, 3, 10)
+        assert invoke(*submit, "--resume").exit_code == 0  # there is nothing yet to go on with
+        assert deployed.agent.size(deployed.job("one")) == 3
+        deployed.agent.faults = {(1, 1): [signal.SIGKILL]}
+        deployed.agent.run(deployed.job("one"))
+        again = invoke(*submit, "--resume")
+        assert (again.exit_code, json.loads(again.stdout)["job"]) == (0, None)  # nothing is left
+        assert "the run at s3://outputs/runs/one reads" in invoke(*submit, "--resume", "--engine", "rapidocr").stderr
+        fetched = invoke("fetch", "one", "--out", "out", "--no-documents", "--json")
+        assert fetched.exit_code == 3, fetched.output
+        found = rows(here / "out", "a")
+        assert [row["status"] for row in found] == ["ok"] * 8 + ["failed"] * 2
+        assert [row["image_path"] for row in found][:8] == names
+        assert found[2]["metadata"]["source"] == "s3://inputs/영수증/2.png"
+        assert not (here / "out/labels").exists()
+        assert not (here / "out/documents").exists()
+        invoke("fetch", "one", "--out", "out")
+        assert len(list((here / "out/labels").iterdir())) == 3
+        assert rows(here / "out", "a") == found
+
+    def test_images_that_are_not_in_s3_are_refused(self, deployed: Deployed, here: Path) -> None:
+        write_set(here / "a.parquet", {"image_path": ["/data/a.png", None]})
+        done = invoke("submit", "--dataset", str(path_uri(here / "a.parquet")), *COLOUR)
+        assert (done.exit_code, "is not in S3: a run on AWS reads s3:// keys" in done.stderr) == (2, True)
+        deployed.client("s3").upload_file(str(here / "a.parquet"), "inputs", "a.parquet")
+        done = invoke("submit", "--dataset", "a.parquet", *COLOUR)
+        assert done.exit_code == 2
+        assert "no row of s3://inputs/a.parquet names an image in S3" in done.stderr
