@@ -97,7 +97,11 @@ class OpenAiEngine:
                 f"engine {self.name} needs the server's address: --engine-option base_url=http://127.0.0.1:8000/v1"
             )
         self._connect(base_url, settings.api_keys.get(KEY))
-        self._wait_ready(model)
+        try:
+            self._wait_ready(model)
+        except BaseException:
+            self.close()
+            raise
 
     def read(self, pages: Sequence[PageImage]) -> list[PageText]:
         """One PageText per page, whatever the server says. Raises: Unavailable or BadRequest, which end the run."""
@@ -231,9 +235,7 @@ class OpenAiEngine:
     def _why(self, stop: str | None, attempts: int) -> str:
         """Why a page has no text, and what to do."""
         if stop == "repetition":
-            return (
-                f"the model repeats itself without end, in {attempts} attempts; try --engine-option fallback=rapidocr"
-            )
+            return f"the model repeats itself, in each of {attempts} attempts; try --engine-option fallback=rapidocr"
         if stop == "length":
             return (
                 f"the model's text does not end within {self._max_tokens:,} tokens, in {attempts} attempts; "

@@ -10,10 +10,11 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from worker.contract import Line, Point
 from worker.engines import EngineSettings, PageImage, PageText
@@ -21,6 +22,9 @@ from worker.engines.options import Taker
 from worker.errors import BadRequest
 from worker.layout.text import escape
 from worker.remote import Clock, PageRefused, Patience, RateLimit, Service, Unavailable, check, request_id
+
+if TYPE_CHECKING:
+    import httpx
 
 log = logging.getLogger(__name__)
 
@@ -34,17 +38,40 @@ LONGEST_SIDE = 8000  # well within its 100 million pixels a page
 JPEG_QUALITY = 95
 
 
-@dataclass(frozen=True)
-class _Word:
+class _Vertex(BaseModel):
+    x: FiniteFloat = 0.0
+    y: FiniteFloat = 0.0
+
+
+class _Box(BaseModel):
+    vertices: list[_Vertex]  # clockwise from the word's own top left
+
+
+class _Word(BaseModel):
     text: str
-    confidence: float | None
-    corners: list[tuple[float, float]]  # clockwise from the word's top left; pixels of the page
+    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
+    box: Annotated[_Box, Field(alias="boundingBox")]
+
+
+class _Page(BaseModel):
+    width: Annotated[float, Field(gt=0)]
+    height: Annotated[float, Field(gt=0)]
+    text: str = ""  # all words, in rows
+    words: list[_Word]
+
+
+class _Answer(BaseModel):
+    """What we use of it."""
+
+    pages: Annotated[list[_Page], Field(min_length=1)]
+    model: Annotated[str, Field(alias="modelVersion")]
+    billed: Annotated[int, Field(alias="numBilledPages", ge=0)] = 1
 
 
 class UpstageEngine:
     """Reads pages at Upstage, and pays for each.
 
-    Options: `unit`: `line` (default) or `word`, what a line of the result is; `rate`: requests a second, of this worker;
+    Options: `unit`: what a line of the result is, a `line` or a `word`; `rate`: requests a second, of this worker;
     `concurrency`; `timeout`, `page_deadline` (seconds), `attempts`; `price_per_page`: what Upstage charges you, in
     dollars, to have costs counted; `key_secret`: ARN of a secret in AWS Secrets Manager, instead of UPSTAGE_API_KEY;
     `model`, `base_url`.
@@ -98,22 +125,29 @@ class UpstageEngine:
     def _read_page(self, page: PageImage) -> PageText:
         details: dict[str, Any] = {"model": self.model, "unit": "word" if self._by_word else "line"}
         try:
-            image = _encoded(page)
-            (answer, request), resent = self._service.ask(partial(self._send, *image), self._service.until())
+            data, kind = _encoded(page)
+            response, resent = self._service.ask(partial(self._send, data, kind), self._service.until())
+            request = request_id(response.headers)
             details |= {"request": request} if request else {}
             details["resent"] = resent
-            self._count(answer, details)
-            return self._text(page, answer, details)
+            try:
+                answer = _Answer.model_validate_json(response.content)
+            except ValidationError as error:
+                # Not asked for again: it has been paid for.
+                why = f"{error.error_count()} errors, such as {error.errors()[0]['msg']}"
+                raise PageRefused(f"Upstage's answer makes no sense ({why}): {response.text[:100]!r}") from error
         except PageRefused as error:
-            return PageText(page.width, page.height, error=str(error), details=details)
+            return PageText(page.width, page.height, error=self._service.told(error), details=details)
+        self._count(answer, details)
+        return self._text(page, answer.pages[0], details)
 
-    def _send(self, data: bytes, kind: str, until: float) -> tuple[dict[str, Any], str | None]:
-        """One request and its answer. An answer that makes no sense is not asked for again: it has been paid for."""
+    def _send(self, data: bytes, kind: str, until: float) -> httpx.Response:
+        """One request. Raises: Answered, httpx.TransportError."""
         import httpx
 
         self._rate.wait()
         left = max(0.001, until - self._service.clock.now())
-        response = check(
+        return check(
             self._service.http.post(
                 f"{self._service.base_url}/document-digitization",
                 files={"document": (f"page.{kind}", data, f"image/{kind}")},
@@ -121,40 +155,23 @@ class UpstageEngine:
                 timeout=httpx.Timeout(min(self._service.timeout, left), pool=None),
             )
         )
-        request = request_id(response.headers)
-        try:
-            answer = response.json()
-        except ValueError as error:
-            raise PageRefused(f"Upstage's answer is no JSON (request {request}): {response.text[:100]!r}") from error
-        if not isinstance(answer, dict):
-            raise PageRefused(f"Upstage's answer is no object (request {request}): {response.text[:100]!r}")
-        return answer, request
 
-    def _count(self, answer: dict[str, Any], details: dict[str, Any]) -> None:
+    def _count(self, answer: _Answer, details: dict[str, Any]) -> None:
         """What the page has cost, and which model read it."""
-        billed = answer.get("numBilledPages", 1)
-        billed = billed if isinstance(billed, int) else 1
-        details["billed_pages"] = billed
+        details["model"] = self.revision = answer.model
+        details["billed_pages"] = answer.billed
         if self._price:
-            details["cost"] = round(billed * self._price, 6)
-        if model := answer.get("modelVersion"):
-            details["model"] = self.revision = str(model)
+            details["cost"] = round(answer.billed * self._price, 6)
         with self._counting:
-            self._billed += billed
+            self._billed += answer.billed
 
-    def _text(self, page: PageImage, answer: dict[str, Any], details: dict[str, Any]) -> PageText:
-        """Raises: PageRefused where the answer is not what is documented."""
-        try:
-            read = answer["pages"][0]
-            words = [_word(word, page, read) for word in read["words"]]
-            rows = str(read.get("text", "")).split("\n")
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise PageRefused(f"Upstage's answer makes no sense: {type(error).__name__} {error}") from error
+    def _text(self, page: PageImage, read: _Page, details: dict[str, Any]) -> PageText:
+        rows = read.text.split("\n")
         if self._by_word:
-            lines = [_line([word], page) for word in words]
+            lines = [_line([word], page, read) for word in read.words]
             text = "\n".join(escape(row.strip()) for row in rows)
             return PageText(page.width, page.height, lines=lines, markdown=text, details=details)
-        lines = [_line(row, page) for row in _in_rows(words, rows)]
+        lines = [_line(words, page, read) for words in _in_rows(read.words, rows)]
         return PageText(page.width, page.height, lines=lines, details=details)
 
 
@@ -175,17 +192,6 @@ def _encoded(page: PageImage) -> tuple[bytes, str]:
     raise PageRefused(f"a page of {page.width}x{page.height} takes more than the 50 MB that Upstage accepts")
 
 
-def _word(word: dict[str, Any], page: PageImage, read: dict[str, Any]) -> _Word:
-    """A word with its corners in pixels of the page, whatever size Upstage has seen it in."""
-    across, down = page.width / (read.get("width") or page.width), page.height / (read.get("height") or page.height)
-    corners = [
-        (min(max(point.get("x", 0) * across, 0), page.width), min(max(point.get("y", 0) * down, 0), page.height))
-        for point in word["boundingBox"]["vertices"]
-    ]
-    confidence = word.get("confidence")
-    return _Word(str(word["text"]), None if confidence is None else min(max(float(confidence), 0), 1), corners)
-
-
 def _in_rows(words: list[_Word], rows: list[str]) -> list[list[_Word]]:
     """Words by the rows of the page's text, which holds the same words in the same order; each by itself if not."""
     left = iter(words)
@@ -204,7 +210,7 @@ def _in_rows(words: list[_Word], rows: list[str]) -> list[list[_Word]]:
     return grouped if next(left, None) is None else [[word] for word in words]
 
 
-def _line(words: list[_Word], page: PageImage) -> Line:
+def _line(words: list[_Word], page: PageImage, read: _Page) -> Line:
     """Words side by side as a line; its confidence is the mean over its characters."""
     known = [(word.confidence, len(word.text)) for word in words if word.confidence is not None]
     characters = sum(count for _, count in known)
@@ -212,24 +218,24 @@ def _line(words: list[_Word], page: PageImage) -> Line:
     return Line(
         text=" ".join(word.text for word in words),
         confidence=None if confidence is None else round(confidence, 4),
-        polygon=_outline(words, page),
+        polygon=_outline(words, page, read),
     )
 
 
-def _outline(words: list[_Word], page: PageImage) -> list[Point] | None:
-    """The rectangle around words that lies as they do, clockwise from its top left; one word's own corners."""
-    points = [corner for word in words for corner in word.corners]
-    if not points or any(len(word.corners) != 4 for word in words):
+def _outline(words: list[_Word], page: PageImage, read: _Page) -> list[Point] | None:
+    """The rectangle around words that lies as they do, clockwise from its top left; one word's own corners. In pixels
+    of the page, whatever size Upstage has seen it in."""
+    if any(len(word.box.vertices) != 4 for word in words):
         return None
+    across, down = page.width / read.width, page.height / read.height
+    points = [(corner.x * across, corner.y * down) for word in words for corner in word.box.vertices]
     if len(words) > 1:
-        (x0, y0), (x1, y1) = words[0].corners[0], words[-1].corners[1]
+        (x0, y0), (x1, y1) = points[0], points[-3]  # top left of the first word, top right of the last
         length = math.hypot(x1 - x0, y1 - y0) or 1.0
         ux, uy = (x1 - x0) / length, (y1 - y0) / length  # along the line; (-uy, ux) is down
-        along = [x * ux + y * uy for x, y in points]
-        down = [y * ux - x * uy for x, y in points]
-        box = [(a, d) for a, d in zip((0, 1, 1, 0), (0, 0, 1, 1), strict=True)]
-        ends = ((min(along), max(along)), (min(down), max(down)))
-        points = [(ends[0][a] * ux - ends[1][d] * uy, ends[0][a] * uy + ends[1][d] * ux) for a, d in box]
+        xs, ys = [x * ux + y * uy for x, y in points], [y * ux - x * uy for x, y in points]
+        corners = ((min(xs), min(ys)), (max(xs), min(ys)), (max(xs), max(ys)), (min(xs), max(ys)))
+        points = [(x * ux - y * uy, x * uy + y * ux) for x, y in corners]
     return [(round(min(max(x, 0), page.width)), round(min(max(y, 0), page.height))) for x, y in points]
 
 
