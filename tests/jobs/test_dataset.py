@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import random
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +29,12 @@ from jobs import dataset as datasets
 from jobs.cli import main
 from jobs.dataset import DatasetRequest, check_licence, labels_schema, plan_dataset
 from jobs.errors import UsageError
-from tests.conftest import draw, image
+from tests.conftest import draw, image, worker_environment
+from tests.faults.services import Asked
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, pagefleet
+from tests.worker.test_engine_upstage import answer as upstage_answer
+from tests.worker.test_worker import _wait_for
 from worker.contract import Page
 from worker.dataset import RowImages, row_uri
 from worker.errors import DocumentError
@@ -465,6 +474,138 @@ class TestReading:
                 file.read(4)
         with pytest.raises(DocumentError, match="does not exist"):
             storage.open("s3://inputs/none.parquet")
+
+
+class Upstage:
+    """Upstage's Document OCR on loopback, as `tests.worker.test_engine_upstage` describes it: a page is known by its
+    width. After `limit` requests nobody listens any more."""
+
+    def __init__(self, limit: int | None = None, port: int = 0) -> None:
+        self.asked: list[int] = []  # widths of the pages, in the order they came
+        self.reached = threading.Event()  # 37 pages were asked for
+        self._limit = limit
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def options(self) -> list[str]:
+        options = (f"base_url=http://127.0.0.1:{self.port}/v1", "rate=10000", "attempts=10000", "page_deadline=550")
+        return ["--engine", "upstage", *(f"--engine-option={option}" for option in options)]
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _serve(self) -> None:
+        upstage = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                _, _, data = Asked("POST", self.path, headers, body).form["document"]
+                width, height = Image.open(io.BytesIO(data)).size
+                upstage.asked.append(width)
+                said = json.dumps(upstage_answer(width, height)).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(said)))
+                self.end_headers()
+                self.wfile.write(said)
+                if len(upstage.asked) == 37:
+                    upstage.reached.set()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        for _ in range(self._limit) if self._limit else itertools.count():
+            try:
+                connection, address = self._listener.accept()
+            except OSError:
+                return
+
+            def answer(connection: socket.socket = connection, address: Any = address) -> None:
+                with connection:
+                    Handler(connection, address, None)  # type: ignore[arg-type]
+
+            threading.Thread(target=answer, daemon=True).start()
+        self._listener.close()
+
+
+class TestUpstage:
+    """A page that was answered is paid for, and never asked for again."""
+
+    @pytest.fixture
+    def hundred(self, here: Path) -> Path:
+        for number in range(100):
+            draw(here / f"images/{number}.png", size=(300 + number, 60))
+        write_set(here / "train.parquet", {"image_path": [f"images/{number}.png" for number in range(100)]})
+        return here
+
+    def command(self, upstage: Upstage) -> list[str]:
+        arguments = (
+            "--dataset",
+            "train.parquet",
+            "--batch-size",
+            "30",
+            "--concurrency",
+            "3",
+            "--no-report",
+            "--resume",
+        )
+        return [sys.executable, "-m", "jobs.cli", "run", *arguments, *upstage.options()]
+
+    def start(self, upstage: Upstage) -> subprocess.Popen[str]:
+        environment = worker_environment(UPSTAGE_API_KEY="up_test")
+        return subprocess.Popen(
+            self.command(upstage), env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+        )
+
+    def check(self, folder: Path, asked: list[int]) -> None:
+        found = rows(folder / "runs/train")
+        assert [row["status"] for row in found] == ["ok"] * 100
+        assert [row["width"] for row in found] == list(range(300, 400))
+        assert {tuple(row["texts"]) for row in found} == {("Print", "the", "words", "hello,")}
+        assert {tuple(row["confidences"]) for row in found} == {(0.9, 0.8, 0.7, 0.99)}
+        assert found[37]["polygons"][1][2] == [110, 30]
+        assert found[37]["metadata"]["unit"] == "word"
+        assert json.loads(found[37]["metadata"]["details"])["billed_pages"] == 1
+        assert sorted(asked) == list(range(300, 400))  # each once
+
+    def test_killed_at_row_37_of_100_and_resumed(self, hundred: Path) -> None:
+        upstage = Upstage(limit=37)
+        with self.start(upstage) as run:
+            assert upstage.reached.wait(60)
+            results = hundred / "runs/train/documents"
+            _wait_for(lambda: len(list(results.rglob("*.json"))) == 37)
+            tasks = Path(f"/proc/{run.pid}/task").glob("*/children")
+            for pid in (run.pid, *(int(pid) for task in tasks for pid in task.read_text().split())):
+                os.kill(pid, signal.SIGKILL)
+        before = list(upstage.asked)
+        assert [part.name for part in (hundred / "runs/train/labels").iterdir()] == ["00000.parquet"]
+        again = Upstage(port=upstage.port)
+        try:
+            with self.start(again) as run:
+                _, errors = run.communicate(timeout=100)
+        finally:
+            again.close()
+        assert run.returncode == 0, errors
+        self.check(hundred, before + again.asked)
+
+    def test_asked_to_stop_at_row_37_of_100_and_resumed(self, hundred: Path) -> None:
+        upstage = Upstage()
+        try:
+            with self.start(upstage) as run:
+                assert upstage.reached.wait(60)
+                run.terminate()
+                _, errors = run.communicate(timeout=60)
+            assert run.returncode == 4, errors
+            assert "resume" in errors
+            assert 37 <= len(upstage.asked) < 100
+            with self.start(upstage) as run:
+                _, errors = run.communicate(timeout=100)
+            assert run.returncode == 0, errors
+        finally:
+            upstage.close()
+        self.check(hundred, upstage.asked)
 
 
 class TestOnBatch:
