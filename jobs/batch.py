@@ -214,6 +214,13 @@ def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
     return plan
 
 
+def with_secret(options: Options, engine: str, stack: Stack) -> Options:
+    """The options, with the stack's own secret as the source of Upstage's key where nothing else was named."""
+    if engine == "upstage" and stack.upstage_secret:
+        options.engine_options.setdefault("key_secret", stack.upstage_secret)
+    return options
+
+
 def input_uri(stack: Stack, key: str) -> str:
     """A key of the inputs bucket, or an `s3://` URI.
 

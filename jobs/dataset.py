@@ -26,7 +26,7 @@ from worker.contract import Dataset, Task
 from worker.dataset import PREFIX, ParquetSet, column_kind, image_uri, is_text, row_uri
 from worker.engines.presets import PRESETS
 from worker.errors import BadRequest, DocumentError
-from worker.labels import part_schema, tables, write_part
+from worker.labels import part_schema, tables
 from worker.storage import NotFound, Storage, file_errors
 
 if TYPE_CHECKING:
@@ -496,20 +496,19 @@ class _Join:
         import pyarrow.parquet
 
         folder = self._folder
-        tasks = folder.tasks(shard)
+        tasks, uri = folder.tasks(shard), folder.paths.labels(shard)
         try:
-            data = folder.storage.read(folder.paths.labels(shard))
-            part = pa.parquet.read_table(pa.BufferReader(data))
-            if part.schema.equals(part_schema()) and part.column("row").to_pylist() == [task.row for task in tasks]:
-                return part
+            data = folder.storage.read(uri)
+            if data:  # else it was taken back, because tasks were read again
+                part = pa.parquet.read_table(pa.BufferReader(data), page_checksum_verification=True)
+                if part.schema.equals(part_schema()) and part.column("row").to_pylist() == [task.row for task in tasks]:
+                    return part
+                log.warning("%s is not the part of these rows: they are taken from their outcomes", uri)
         except NotFound:
             pass
         except (pa.ArrowException, OSError) as error:
-            log.warning("%s is damaged, and is made anew: %s", folder.paths.labels(shard), error)
-        part = pa.concat_tables([part_schema().empty_table(), *tables(folder.storage, folder.paths, tasks)])
-        if tasks and "unaccounted" not in part.column("status").to_pylist():
-            write_part(folder.storage, folder.paths, shard, [part])
-        return part
+            log.warning("%s is damaged (%s): its rows are taken from their outcomes", uri, error)
+        return pa.concat_tables([part_schema().empty_table(), *tables(folder.storage, folder.paths, tasks)])
 
 
 def _ahead(make: Callable[[int], pyarrow.Table], numbers: Iterable[int]) -> Iterator[pyarrow.Table]:

@@ -65,19 +65,15 @@ def part_schema() -> pyarrow.Schema:
     )
 
 
-def make_part(storage: Storage, paths: RunPaths, shard: int, tasks: list[Task]) -> None:
+def write_part(storage: Storage, paths: RunPaths, shard: int, tasks: list[Task]) -> None:
     """Writes the part of a shard whose tasks have ended, from their outcomes."""
-    write_part(storage, paths, shard, tables(storage, paths, tasks))
-
-
-def write_part(storage: Storage, paths: RunPaths, shard: int, rows: Iterable[pyarrow.Table]) -> None:
     import pyarrow as pa
     import pyarrow.parquet
 
     with file_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
         path = Path(scratch, "part.parquet")
-        with pa.parquet.ParquetWriter(path, part_schema(), compression="zstd") as part:
-            for table in rows:
+        with pa.parquet.ParquetWriter(path, part_schema(), compression="zstd", write_page_checksum=True) as part:
+            for table in tables(storage, paths, tasks):
                 part.write_table(table)
         storage.upload(paths.labels(shard), path)
 

@@ -71,7 +71,7 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
         keys_file=given["keys_file"],
         prefixes=given["prefixes"],
         engine=given["engine"],
-        options=_options(given),
+        options=batch.with_secret(_options(given), given["engine"], stack),
         sharding=Sharding(given["shards"], 1, given["pages"], given["pages_per_task"]),
         dataset=dataset_request(given | {"keys": keys}, partial(batch.input_uri, stack), in_s3=True),
     )
