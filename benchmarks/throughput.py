@@ -115,7 +115,7 @@ def worker(images: Sequence[Path], threads: int) -> Leg:
         write_plan(storage, where, plan, describe_run(plan, "benchmark", "rapidocr", options, {}))
         receipts = ReceiptLog(storage, where.receipts(0, 1), progress_seconds=1e9)
         in_flight = InFlight(storage, where.marker(0), Marker(attempt=1))
-        tasks = list(plan.shard(0))
+        (tasks,) = plan.by_shard()
         job = Job(settings, options, engine, "rapidocr", storage, RunPlaces(where), receipts, in_flight)
         started, cpu_started = time.perf_counter(), _cpu_with_children()
         Pipeline(job).run(tasks)

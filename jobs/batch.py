@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from jobs.aws import Aws, chunks
+from jobs.dataset import DatasetRequest, plan_dataset
 from jobs.errors import JobError, UsageError
 from jobs.local import page_counter, versions
 from jobs.plan import (
@@ -130,6 +132,7 @@ class Request:
     engine: str
     options: Options
     sharding: Sharding
+    dataset: DatasetRequest | None = None  # instead of keys
 
 
 class BatchRun:
@@ -231,22 +234,42 @@ def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
     model = str(request.options.engine_options.get("model", ""))
     if request.engine in PRESETS and (os.path.isdir(model) or model.startswith(("/", ".", "~"))):
         raise UsageError(f"--model {model} lies on this machine: copy it to s3:// for a run on AWS")
-
-    def to_input(key: str) -> str:
-        return key if "://" in key else f"s3://{stack.buckets.inputs}/{key}"
+    if request.dataset:
+        plan = plan_dataset(storage, request.dataset, request.engine, request.options.engine_options)
+        plan.warnings = warnings + plan.warnings
+        return plan
+    to_input = partial(input_uri, stack)
 
     def uris() -> Iterator[str]:
         for key in request.keys:
-            yield from find_inputs(storage, [_in_s3(to_input(key))], warnings=warnings)
+            yield from find_inputs(storage, [to_input(key)], warnings=warnings)
         for prefix in request.prefixes:
-            yield from find_below(storage, _in_s3(to_input(prefix)), warnings)
+            yield from find_below(storage, to_input(prefix), warnings)
         if request.keys_file:
-            yield from map(_in_s3, read_keys_file(request.keys_file, to_input))
+            yield from read_keys_file(request.keys_file, to_input)
 
     with page_counter(storage, request.options) as count_pages:
         plan = make_plan(uris(), request.sharding, count_pages=count_pages)
     plan.warnings = warnings + plan.warnings
     return plan
+
+
+def with_secret(options: Options, engine: str, stack: Stack) -> Options:
+    """The options, with the stack's own secret as the source of Upstage's key where nothing else was named."""
+    if engine == "upstage" and stack.upstage_secret:
+        options.engine_options.setdefault("key_secret", stack.upstage_secret)
+    return options
+
+
+def input_uri(stack: Stack, key: str) -> str:
+    """A key of the inputs bucket, or an `s3://` URI.
+
+    Raises: UsageError for anything else.
+    """
+    uri = key if "://" in key else f"s3://{stack.buckets.inputs}/{key}"
+    if not uri.startswith("s3://"):
+        raise UsageError(f"{uri} is not in S3: a run on AWS reads s3:// keys. Upload it, or use `pagefleet run`")
+    return uri
 
 
 def _licence_warnings(stack: Stack, request: Request) -> list[str]:
@@ -518,9 +541,3 @@ def _attempt(detail: dict[str, Any]) -> Attempt:
 
 def _time(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
-
-
-def _in_s3(uri: str) -> str:
-    if not uri.startswith("s3://"):
-        raise UsageError(f"{uri} is not in S3: a run on AWS reads s3:// keys. Upload it, or use `pagefleet run`")
-    return uri

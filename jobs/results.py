@@ -25,6 +25,7 @@ from worker import layout
 from worker.contract import Failure, Page, Receipt, Result, Run, RunPaths, Task
 from worker.decode import parse_pages
 from worker.errors import DocumentError
+from worker.outcomes import read_outcome
 from worker.pipeline import join_markdown
 from worker.receipts import read_receipts
 from worker.storage import NotFound, Storage, open_storage, to_uri
@@ -96,7 +97,7 @@ class Document:
 
 
 class RunFolder:
-    """Reads a run's folder. The names of what has an outcome are kept in memory, documents never."""
+    """Reads a run's folder, documents in constant memory."""
 
     def __init__(self, storage: Storage, uri: str) -> None:
         """Raises: UsageError where there is no run."""
@@ -244,8 +245,8 @@ class RunFolder:
     def _document(self, tasks: list[Task]) -> Document:
         first = tasks[0]
         if first.part is None:
-            return Document(first.name, first.uri, self.outcome(first))
-        outcomes = [self.outcome(task) for task in tasks]
+            return Document(first.name, first.uri, read_outcome(self.storage, self.paths, first))
+        outcomes = [read_outcome(self.storage, self.paths, task) for task in tasks]
         complete = [outcome for outcome in outcomes if outcome is not None]
         if len(complete) < (first.parts or 0):
             return Document(first.name, first.uri, None, first.parts)

@@ -189,6 +189,7 @@ class Pipeline:
             with document.at_work():
                 pages = decoder.pages(str(document.fetched.path), document.task.pages)
             document.warnings += pages.warnings
+            document.source_pages = pages.total
             self._job.receipts.expect_pages(pages.asked)
             while True:
                 with document.at_work():
@@ -337,6 +338,7 @@ class _Document:
         self.fetched: Fetched | None = None
         self.error: DocumentError | None = None
         self.warnings: list[str] = []
+        self.source_pages: int | None = None  # whether they are asked for or not
         self.touched = False  # a page of it has reached the engine's queue
         self._job = job
         self._seconds = 0.0  # of work on it; waiting for others doesn't count
@@ -388,6 +390,7 @@ class _Document:
     ) -> None:
         width, height = (image.width, image.height) if image else (0, 0)
         page = Page(number=number, width=width, height=height, status="failed", error=_scrub(message), engine=details)
+        page.scaled_from = image.scaled_from if image else None
         with self._lock:
             self._codes.append(code)
             self._pages.append(page)
@@ -408,6 +411,7 @@ class _Document:
                 markdown=text.markdown or "",
                 lines=text.lines,
                 engine=text.details,
+                scaled_from=image.scaled_from,
             )
         except Exception as error:  # raised by the engine, or what it returned is no text of a page
             self._trace = _tail(error)
@@ -473,6 +477,7 @@ class _Document:
                 worker=job.settings.version,
                 etag=self._etag,
                 attempt=job.settings.attempt,
+                source_pages=self.source_pages if self.source_pages != len(pages) else None,
                 markdown_by="engine" if self._written_by_engine else "layout",
             ),
             status="partial" if failed else "ok",
@@ -512,7 +517,9 @@ def _scrub(text: str) -> str:
 
 
 def _page(image: PageImage, status: Literal["ok", "blank"]) -> Page:
-    return Page(number=image.number, width=image.width, height=image.height, status=status)
+    return Page(
+        number=image.number, width=image.width, height=image.height, status=status, scaled_from=image.scaled_from
+    )
 
 
 @dataclass

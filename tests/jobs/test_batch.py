@@ -7,6 +7,7 @@ import shlex
 import signal
 from pathlib import Path
 
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner, Result
 
@@ -399,6 +400,8 @@ def test_a_run_of_this_machine_is_not_batchs(deployed: Deployed, tmp_path: Path)
 def test_the_examples_in_the_help_work(deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     deployed.upload(tmp_path, {"scans/receipt.jpg": "read", "scans/paper.pdf": "read"})
+    pyarrow.parquet.write_table(pyarrow.table({"image_path": ["../scans/receipt.jpg"]}), tmp_path / "train.parquet")
+    deployed.client("s3").upload_file(str(tmp_path / "train.parquet"), "inputs", "sets/train.parquet")
     for command in COMMANDS:
         for example in _examples(command):
             words = shlex.split(example)[1:]
@@ -406,8 +409,8 @@ def test_the_examples_in_the_help_work(deployed: Deployed, tmp_path: Path, monke
             if command.name == "doctor":  # the emulator knows no quotas, which is no fault
                 assert "BAD" not in done.stdout
             assert done.exit_code == 0, f"{example}\n{done.output}"
-            if command.name == "submit" and "--dry-run" not in words:
-                deployed.agent.run(deployed.job("first"))
+            if command.name == "submit" and "--run-id" in words:
+                deployed.agent.run(deployed.job(words[words.index("--run-id") + 1]))
             if command.name == "fetch":  # cancel, which comes next, wants a live run
                 deployed.jobs.tell(deployed.job("first"), "RUNNABLE", {})
     assert (tmp_path / "out/first/documents/receipt.jpg.md").exists()

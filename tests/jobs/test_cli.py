@@ -352,6 +352,7 @@ def test_the_examples_in_the_help_work(s3: Any, tmp_path: Path) -> None:
         shutil.copy(ROOT / "samples" / name, tmp_path / "samples")
     (tmp_path / "scans").mkdir()
     shutil.copy(ROOT / "samples/paper.pdf", tmp_path / "scans")
+    pyarrow.parquet.write_table(pyarrow.table({"image": ["samples/blank.png"]}), tmp_path / "train.parquet")
     s3.create_bucket(Bucket="bucket")
     s3.upload_file(str(ROOT / "samples/blank.png"), "bucket", "scans/blank.png")
     done: set[str] = set()

@@ -24,6 +24,7 @@ class PageImage:
 
     number: int  # 1-based, within its document
     pixels: NDArray[np.uint8]  # (height, width, 3), C-contiguous, read-only
+    scaled_from: tuple[int, int] | None = None  # width and height before it was scaled down to the pixel limit
 
     @property
     def width(self) -> int:

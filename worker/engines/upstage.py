@@ -122,7 +122,7 @@ class UpstageEngine:
         self._service.close()
 
     def _read_page(self, page: PageImage) -> PageText:
-        details: dict[str, Any] = {"model": self.model}
+        details: dict[str, Any] = {"model": self.model} | ({"unit": "word"} if self._by_word else {})
         try:
             data, kind = _encoded(page)
             response, resent = self._service.ask(partial(self._send, data, kind), self._service.until())
