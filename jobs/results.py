@@ -163,12 +163,9 @@ class RunFolder:
 
     def outcome(self, task: Task) -> Result | Failure | None:
         """A result wins over a failure that a later attempt made good."""
-        result, failure = self.paths.result(task), self.paths.failure(task)
-        if result in self._existing:
-            return Result.model_validate_json(self.storage.read(result))
-        if failure in self._existing:
-            return Failure.model_validate_json(self.storage.read(failure))
-        return None
+        if self._existing.isdisjoint((self.paths.result(task), self.paths.failure(task))):
+            return None
+        return read_outcome(self.storage, self.paths, task)
 
     def receipt_files(self) -> list[tuple[int, int]]:
         """(shard, attempt) of every receipts file."""
@@ -245,8 +242,8 @@ class RunFolder:
     def _document(self, tasks: list[Task]) -> Document:
         first = tasks[0]
         if first.part is None:
-            return Document(first.name, first.uri, read_outcome(self.storage, self.paths, first))
-        outcomes = [read_outcome(self.storage, self.paths, task) for task in tasks]
+            return Document(first.name, first.uri, self.outcome(first))
+        outcomes = [self.outcome(task) for task in tasks]
         complete = [outcome for outcome in outcomes if outcome is not None]
         if len(complete) < (first.parts or 0):
             return Document(first.name, first.uri, None, first.parts)
