@@ -27,8 +27,9 @@ class Instance:
     on_demand: float  # USD an hour
 
 
-# Linux, us-east-1, as listed on aws.amazon.com/ec2/pricing and /fargate/pricing. Other regions are 0 to 45 % dearer.
-PRICES_FROM = "2026"
+# Linux, us-east-1, as AWS lists them on aws.amazon.com/ec2/pricing/on-demand and /fargate/pricing. Checked against
+# tables that others took from AWS's price list in July and August 2026. Other regions are 0 to 45 % dearer.
+PRICES_FROM = "August 2026"
 INSTANCES = {
     "g4dn.xlarge": Instance(4, 16_384, 1, 0.526),
     "g4dn.2xlarge": Instance(8, 32_768, 1, 0.752),
@@ -49,7 +50,8 @@ SPOT_SHARE = 0.47
 FARGATE = "fargate"
 FARGATE_VCPU_HOUR = 0.04048
 FARGATE_GIB_HOUR = 0.004445
-FARGATE_SPOT_SHARE = 0.3  # "up to 70 % off"; its Spot price has no public history
+# AWS asks 30 to 50 % of the list price, as supply has it, and tells the rate of the day on its price page alone.
+FARGATE_SPOT_SHARE = 0.4
 
 # Pages a second that one vCPU reads, where it was measured (24 receipts; 1.46 on two). Of a GPU engine none is shipped:
 # the newest run on the same stack tells.
