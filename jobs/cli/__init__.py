@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from jobs.cli import batch
+from jobs.cli import batch, image
 from jobs.errors import CliExit, JobError
 
 if TYPE_CHECKING:
@@ -389,3 +389,4 @@ def _fail(message: str, code: CliExit) -> NoReturn:
 
 
 batch.register(main)
+main.add_command(image.image)
