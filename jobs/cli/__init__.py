@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from jobs.cli import batch, dataset, workflow
+from jobs.cli import batch, dataset, image, workflow
 from jobs.errors import CliExit, JobError
 from jobs.wording import have, plural
 
@@ -424,3 +424,4 @@ def _fail(message: str, code: CliExit) -> NoReturn:
 
 batch.register(main)
 main.add_command(workflow.workflow)
+main.add_command(image.image)
