@@ -30,7 +30,7 @@ LEFT_BEHIND = (".git", ".venv", "out", "build", "dist", "__pycache__", "*.egg-in
 SETUP = """\
 name: Set up pagefleet
 inputs:
-  with: { default: run }
+  install: { default: run }
   python-version: { default: "3" }
 runs:
   using: composite
@@ -93,7 +93,9 @@ class Act:
         ]
         clean = {"HOME": str(self.home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
         done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=120, check=False)
-        return _read(done.stdout + done.stderr, artifacts)
+        ran = _read(done.stdout + done.stderr, artifacts)
+        assert not [secret for secret in _secrets() if secret in ran.log + ran.summary]
+        return ran
 
     @property
     def calls(self) -> list[tuple[str, dict[str, str]]]:
@@ -184,6 +186,14 @@ def batch(deployed: Deployed) -> Iterator[Callable[[], None]]:
     submitted.put(None)
     if thread.ident is not None:
         thread.join()
+
+
+def _secrets() -> list[str]:
+    """Of all credentials that the emulator has given for roles."""
+    from moto.sts.models import sts_backends
+
+    given = [role for account in sts_backends.values() for one in account.values() for role in one.assumed_roles]
+    return [secret for role in given for secret in (role.secret_access_key, role.session_token)]
 
 
 def _read(said: str, artifacts: Path) -> Ran:
