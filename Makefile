@@ -32,8 +32,9 @@ lint: $(VENV)/.dev ## Check style, format, types, workflows and the Dockerfile
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted as agreed: run 'make format'." >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/actionlint > /dev/null || { $(BIN)/actionlint; exit 1; }
-	@$(BIN)/zizmor --quiet --offline --persona pedantic --config .github/zizmor.yml .github
+	@$(BIN)/actionlint
+	@$(BIN)/zizmor --quiet --offline --persona pedantic --config .github/zizmor.yml .github > $(VENV)/zizmor.txt \
+		|| { cat $(VENV)/zizmor.txt; exit 1; }
 	@$(BIN)/hadolint worker/Dockerfile
 
 format: $(VENV)/.dev ## Put code into the agreed format

@@ -49,7 +49,9 @@ class Form:
             arguments += self._source(repository, scratch)
         except ValueError as error:
             wrong.append(str(error))
-        if self.engine:
+        if not self.engine.isprintable():
+            wrong.append(f"engine: {self.engine!r} is no engine's name")
+        elif self.engine:
             arguments.append(f"--engine={self.engine.strip()}")
         if self.shards.strip():
             if re.fullmatch(r"\s*[0-9]{1,5}\s*", self.shards) and 1 <= int(self.shards) <= MAX_SHARDS:

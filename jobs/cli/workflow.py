@@ -408,7 +408,10 @@ def _where(step: Step, found: BatchRun, exit_code: int) -> str:
 
 
 def _tag() -> str:
-    """Of the tree below the current folder."""
+    """Of the tree below the current folder, as the Pulumi program names it."""
     from infra_pulumi.image import image_tag
 
-    return image_tag(Path.cwd())
+    try:
+        return image_tag(Path.cwd())
+    except (OSError, RuntimeError) as error:
+        raise JobError(str(error)) from error

@@ -11,6 +11,7 @@ import pytest
 from jobs.doctor import FARGATE_SPOT_QUOTA, SPOT_GPU_QUOTA
 from tests.infra_pulumi.conftest import ACCOUNT, GITHUB, SECRET, Deploy, Deployment
 
+WORKFLOWS = ("preview", "deploy", "operator")
 ISSUER = "token.actions.githubusercontent.com"
 # What AWS names on creation, or has no resource for at all; of EC2 only the deploy role may use the rest.
 UNNAMED = {
@@ -47,6 +48,11 @@ def test_a_workflow_is_trusted_by_exact_audience_and_subject(full: Deployment, r
             }
         },
     }
+
+
+def test_only_the_operator_works_longer_than_an_hour(full: Deployment) -> None:
+    hours = {role: full.one("iam/role", f"-{role}").inputs["maxSessionDuration"] / 3600 for role in WORKFLOWS}
+    assert hours == {"preview": 1, "deploy": 1, "operator": 6}  # for as long as GitHub lets a job run
 
 
 def test_there_are_no_other_roles_for_workflows(full: Deployment, deploy: Deploy) -> None:

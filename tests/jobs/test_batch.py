@@ -110,6 +110,10 @@ def test_watching_can_be_broken_off(deployed: Deployed, tmp_path: Path, monkeypa
     deployed.upload(tmp_path, {"a.png": "read"})
     pagefleet("submit", "a.png", "--run-id", "one", *COLOUR)
 
+    late = pagefleet("watch", "one", "--wait-minutes", "0")
+    assert late.exit_code == 5
+    assert "run one goes on: `pagefleet watch one`" in late.stderr
+
     def ctrl_c(watch: Watch, *_: object) -> None:
         watch.look()
         raise KeyboardInterrupt

@@ -63,6 +63,7 @@ def test_a_file_of_the_repository(tmp_path: Path) -> None:
         ({"keys": "a", "shards": "0"}, "shards: '0' is no number"),
         ({"keys": "a", "stack": "dev --out x"}, "is no stack's name"),
         ({"keys": "a", "options": "--keys-file /etc/passwd"}, "'--keys-file' is none of"),
+        ({"keys": "a", "engine": "x\n::error::y"}, "is no engine's name"),
         ({"keys": "a", "options": "more.png"}, "'more.png' is none of"),
         ({"keys": "a", "options": "--dpi"}, "--dpi needs a value"),
         ({"keys": "a", "options": "--lang 'ko"}, "No closing quotation"),

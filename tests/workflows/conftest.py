@@ -26,11 +26,12 @@ STUBS = Path(__file__).parent / "stubs"
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 ACTIONS = sorted((ROOT / ".github/actions").glob("*/action.yml"))
 LEFT_BEHIND = (".git", ".venv", "out", "build", "dist", "__pycache__", "*.egg-info", ".*_cache", "tests", "benchmarks")
+TOKEN = "token-of-the-job"
 # In place of the action that installs: what is installed here already.
 SETUP = """\
 name: Set up pagefleet
 inputs:
-  with: { default: run }
+  install: { default: run }
   python-version: { default: "3" }
 runs:
   using: composite
@@ -66,8 +67,8 @@ class Act:
     environment: dict[str, str]
     variables: dict[str, str]
 
-    def run(self, workflow: str, event: str = "workflow_dispatch", job: str = "", **payload: Any) -> Ran:
-        """Until it has ended. `payload` is the event's; the inputs of a form are `inputs`. `job`: only up to this."""
+    def run(self, workflow: str, event: str = "workflow_dispatch", **payload: Any) -> Ran:
+        """Until it has ended. `payload` is the event's; the inputs of a form are `inputs`."""
         artifacts = self.home / "artifacts"
         shutil.rmtree(artifacts, ignore_errors=True)
         artifacts.mkdir(parents=True)
@@ -77,6 +78,7 @@ class Act:
             "TEST_BIN": str(Path(sys.executable).parent),
             "TEST_PYTHON": sys.executable,
             "TEST_CALLS": str(self.home / "calls.jsonl"),
+            "TEST_REPOSITORY": str(self.repository),
             "TEST_STUBS": str(STUBS),
             "TEST_PULUMI": str(STUBS / "pulumi/bin"),
             "PAGEFLEET_INTERVAL": "0.1",
@@ -86,14 +88,16 @@ class Act:
             *("-W", f".github/workflows/{workflow}.yml", "-C", str(self.repository)),
             *("-e", str(self.home / "event.json"), "-P", "ubuntu-24.04=-self-hosted"),
             *("--container-daemon-socket", "-", "--no-cache-server"),
-            *(("--job", job) if job else ()),
             *(f"--local-repository={used}={STUBS / used.partition('@')[0]}" for used in sorted(remote_actions())),
+            f"--secret=GITHUB_TOKEN={TOKEN}",
             *(f"--var={name}={value}" for name, value in self.variables.items()),
             *(f"--env={name}={value}" for name, value in given.items()),
         ]
         clean = {"HOME": str(self.home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
         done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=120, check=False)
-        return _read(done.stdout + done.stderr, artifacts)
+        ran = _read(done.stdout + done.stderr, artifacts)
+        assert not [secret for secret in _secrets() if secret in ran.log + ran.summary]
+        return ran
 
     @property
     def calls(self) -> list[tuple[str, dict[str, str]]]:
@@ -105,7 +109,7 @@ class Act:
 def remote_actions() -> set[str]:
     """All `owner/name@commit` that workflows and actions use."""
     text = "".join(path.read_text() for path in (*WORKFLOWS, *ACTIONS))
-    return {used for used in re.findall(r"uses: (\S+@\S+)", text) if not used.startswith("actions/checkout@")}
+    return set(re.findall(r"uses: (\S+@\S+)", text))
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -184,6 +188,14 @@ def batch(deployed: Deployed) -> Iterator[Callable[[], None]]:
     submitted.put(None)
     if thread.ident is not None:
         thread.join()
+
+
+def _secrets() -> list[str]:
+    """The job's token, and those of all credentials that the emulator has given for roles."""
+    from moto.sts.models import sts_backends
+
+    given = [role for account in sts_backends.values() for one in account.values() for role in one.assumed_roles]
+    return [TOKEN, *(secret for role in given for secret in (role.secret_access_key, role.session_token))]
 
 
 def _read(said: str, artifacts: Path) -> Ran:

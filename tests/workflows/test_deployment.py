@@ -22,7 +22,7 @@ from click.testing import CliRunner, Result
 from jobs.cli import main
 from jobs.cli.workflow import _tag
 from tests.jobs.conftest import Deployed
-from tests.workflows.conftest import STUBS, Act
+from tests.workflows.conftest import STUBS, TOKEN, Act
 
 CHANGES = """\
 Previewing update (dev):
@@ -71,7 +71,7 @@ def github() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         def _answer(self) -> None:
             path = self.path.partition("?")[0].removeprefix(f"/repos/{HERE}/")
             body = json.loads(self.rfile.read(int(self.headers.get("Content-Length") or 0)) or "{}")
-            if self.headers["Authorization"] != "Bearer token-of-the-job":
+            if self.headers["Authorization"] != f"Bearer {TOKEN}":
                 self._say(401, {"message": "Bad credentials"})
             elif self.command == "GET":
                 wanted = [one for one in things if one["list"] == path and one["state"] == "open"]
@@ -110,7 +110,7 @@ def job(api: str, **more: str) -> dict[str, str]:
     """The environment of a step."""
     return {
         "GITHUB_API_URL": api,
-        "GITHUB_TOKEN": "token-of-the-job",
+        "GITHUB_TOKEN": TOKEN,
         "GITHUB_REPOSITORY": HERE,
         "GITHUB_RUN_ID": "7",
         **more,
@@ -193,19 +193,23 @@ def test_a_pull_request_from_a_fork_is_told_why_it_has_no_preview(act: Act) -> N
 @pytest.mark.parametrize(
     ("text", "ends", "headline"), [(CHANGES, 0, "~ 2 to update, + 1 to create"), ("x", 255, "failed")]
 )
-def test_a_preview_is_in_the_summary_and_handed_on(
+def test_a_preview_is_in_the_summary_and_in_a_comment(
     act: Act, pulumi: Callable[..., list[str]], text: str, ends: int, headline: str
 ) -> None:
     pulumi(text, ends)
     act.environment |= {name: value for name, value in os.environ.items() if name.startswith("TEST_PULUMI_")}
-    ran = act.run(
-        "preview", "pull_request", job="preview", pull_request={"number": 3, "head": {"repo": {"full_name": HERE}}}
-    )
-    assert ran.jobs == {"preview": "failure" if ends else "success"}, ran.log
+    pull_request = {"number": 3, "head": {"repo": {"full_name": HERE}}, "base": {"sha": "0" * 40}}
+    with github() as (api, comments):
+        act.environment["GITHUB_API_URL"] = api
+        ran = act.run("preview", "pull_request", pull_request=pull_request)
+    ran.jobs.pop("fork", None)
+    assert ran.jobs == {"preview": "failure" if ends else "success", "comment": "success"}, ran.log
     assert f"## Preview of stack dev: {headline}" in ran.summary
-    written = (ran.artifacts / "preview-dev/preview.md").read_text()
-    assert text.strip() in written
-    assert written.count("````") == (2 if "```" in text else 0)  # what Pulumi says can't end the block
+    (comment,) = comments
+    assert (comment["list"], comment["state"]) == ("issues/3/comments", "open")
+    assert f"## Preview of stack dev: {headline}" in comment["body"]
+    assert text.strip() in comment["body"]
+    assert comment["body"].count("````") == (2 if "```" in text else 0)  # what Pulumi says can't end the block
     assert pulumi("") == ["pulumi preview --stack dev --diff --non-interactive --color never"]
 
 
@@ -234,16 +238,20 @@ def test_the_preview_of_a_pull_request_is_one_comment_that_is_edited(tmp_path: P
     assert "stale" not in denied.output
 
 
-def test_drift_is_one_issue_for_as_long_as_it_lasts(pulumi: Callable[..., list[str]]) -> None:
+def test_drift_is_one_issue_for_as_long_as_it_lasts(act: Act, pulumi: Callable[..., list[str]]) -> None:
     drifted = f"{CHANGES}error: no changes were expected but changes were proposed\n"
     with github() as (api, things):
         pulumi(NONE)
         assert pagefleet("workflow", "drift", **job(api)).exit_code == 0
         assert things == []
-        for _ in range(2):
-            pulumi(drifted, 255)
-            told = pagefleet("workflow", "drift", **job(api))
-            assert told.exit_code == 0, told.output
+        pulumi(drifted, 255)
+        act.environment |= {name: value for name, value in os.environ.items() if name.startswith("TEST_PULUMI_")}
+        act.environment["GITHUB_API_URL"] = api
+        ran = act.run("drift")
+        assert ran.jobs == {"drift": "success"}, ran.log
+        assert "## Stack dev has drifted: ~ 2 to update, + 1 to create" in ran.summary
+        assert "::warning::stack dev has drifted" in ran.log
+        assert pagefleet("workflow", "drift", **job(api)).exit_code == 0
         (issue,) = things
         assert (issue["title"], issue["state"]) == ("Stack dev has drifted", "open")
         assert "~ 2 to update, + 1 to create" in issue["body"]
