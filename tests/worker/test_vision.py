@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -468,8 +469,13 @@ def test_another_checkpoint_has_another_revision(
 
 
 def test_a_checkpoint_is_read_from_s3_and_its_copy_removed(
-    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], s3: Any
+    build: Callable[..., VisionEngine],
+    checkpoints: Callable[[str], Path],
+    s3: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for path in checkpoints("hunyuan").iterdir():
         s3.upload_file(str(path), "inputs", f"models/tiny/{path.name}")
     s3.put_object(Bucket="inputs", Key="models/tiny/old/config.json", Body=b"{}")
@@ -477,14 +483,15 @@ def test_a_checkpoint_is_read_from_s3_and_its_copy_removed(
     assert engine.model == "s3://inputs/models/tiny/"
     assert engine.revision == build("hunyuan").revision
     assert engine.read(PAGES)[0].details
-    folder = engine._checkpoint.folder
-    assert folder.exists()
+    assert any(tmp_path.iterdir())
     engine.close()
-    assert not folder.exists()
     with pytest.raises(BadRequest, match="holds no checkpoint"):
         build("hunyuan", model="s3://inputs/none/")
     with pytest.raises(BadRequest, match="no such bucket"):
         build("hunyuan", model="s3://nowhere/none/")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(BadRequest, match="has no revisions"):
+        build("hunyuan", model="s3://inputs/models/tiny/", revision="0" * 40)
 
 
 def test_a_hub_out_of_reach_is_tried_again_later(
