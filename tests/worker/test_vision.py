@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,14 @@ def test_pages_of_different_sizes_read_together_as_they_do_alone(build: Callable
     assert len({text.markdown or (text.details or {}).get("text") for text in together}) > 1
 
 
+def test_a_page_reads_the_same_however_many_are_before_it(build: Callable[..., VisionEngine]) -> None:
+    """HunYuanVL counts the images of a whole batch, and the count is a part of each position."""
+    engine = build("hunyuan", batch_size=24)
+    pages = [page(number, 90, 90) for number in range(24)]
+    together = engine.read(pages)
+    assert together[-3:] == [engine.read([each])[0] for each in pages[-3:]]
+
+
 @pytest.mark.parametrize("name", tiny_models.MAKERS)
 def test_only_what_the_model_writes_is_its_text(build: Callable[..., VisionEngine], name: str) -> None:
     engine = build(name, batch_size=4, raw="yes")
@@ -171,9 +180,10 @@ def test_a_page_that_loops_is_stopped_tried_again_and_told_and_the_others_are_re
     build: Callable[..., VisionEngine],
 ) -> None:
     engine = build("hunyuan", batch_size=4, max_new_tokens=4000)
-    attempts = []
+    attempts, steps = [], []
 
     def choose(rows: int, step: int) -> list[str | None]:
+        steps.append(step)
         if step == 0:
             attempts.append(rows)
         loops = ["a", *["b" if step < 3 else None] * (rows - 1)]  # the smallest page comes first
@@ -190,7 +200,7 @@ def test_a_page_that_loops_is_stopped_tried_again_and_told_and_the_others_are_re
     assert told
     assert (told["stop"], told["retries"], told["temperature"]) == ("repetition", 2, TEMPERATURES[-1])
     assert told["text"] == "a"
-    assert told["tokens"] <= 400 + 2 * CHECK_TOKENS
+    assert max(steps) < told["tokens"] <= 400 + 2 * CHECK_TOKENS
 
 
 def test_a_page_that_comes_out_of_its_loop_is_read_by_a_later_attempt(build: Callable[..., VisionEngine]) -> None:
@@ -459,8 +469,13 @@ def test_another_checkpoint_has_another_revision(
 
 
 def test_a_checkpoint_is_read_from_s3_and_its_copy_removed(
-    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], s3: Any
+    build: Callable[..., VisionEngine],
+    checkpoints: Callable[[str], Path],
+    s3: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for path in checkpoints("hunyuan").iterdir():
         s3.upload_file(str(path), "inputs", f"models/tiny/{path.name}")
     s3.put_object(Bucket="inputs", Key="models/tiny/old/config.json", Body=b"{}")
@@ -468,14 +483,15 @@ def test_a_checkpoint_is_read_from_s3_and_its_copy_removed(
     assert engine.model == "s3://inputs/models/tiny/"
     assert engine.revision == build("hunyuan").revision
     assert engine.read(PAGES)[0].details
-    folder = engine._checkpoint.folder
-    assert folder.exists()
+    assert any(tmp_path.iterdir())
     engine.close()
-    assert not folder.exists()
     with pytest.raises(BadRequest, match="holds no checkpoint"):
         build("hunyuan", model="s3://inputs/none/")
     with pytest.raises(BadRequest, match="no such bucket"):
         build("hunyuan", model="s3://nowhere/none/")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(BadRequest, match="has no revisions"):
+        build("hunyuan", model="s3://inputs/models/tiny/", revision="0" * 40)
 
 
 def test_a_hub_out_of_reach_is_tried_again_later(
