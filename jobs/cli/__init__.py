@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from jobs.cli import batch
+from jobs.cli.bench import bench_command
+from jobs.cli.options import engine_options
 from jobs.errors import CliExit, JobError
 
 if TYPE_CHECKING:
@@ -352,10 +354,6 @@ def _options(given: dict[str, Any]) -> Options:
             parse_pages(given["pages"])
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--pages") from error
-    pairs = [option.partition("=") for option in given["engine_options"]]
-    for key, separator, _ in pairs:
-        if not key or not separator:
-            raise click.BadParameter(f"{key!r} is not of the form K=V", param_hint="--engine-option")
     return Options(
         dpi=given["dpi"],
         max_pixels=given["max_pixels"],
@@ -364,7 +362,7 @@ def _options(given: dict[str, Any]) -> Options:
         keep_furniture=given["keep_furniture"],
         page_timeout=given["page_timeout"],
         decode_memory=given["decode_memory"],
-        engine_options={key: value for key, _, value in pairs},
+        engine_options=engine_options(given["engine_options"]),
     )
 
 
@@ -388,4 +386,5 @@ def _fail(message: str, code: CliExit) -> NoReturn:
     sys.exit(code)
 
 
+main.add_command(bench_command)
 batch.register(main)
