@@ -55,6 +55,11 @@ def main() -> None:
 @click.option("--out", metavar="DIR", help="The run's folder, local or s3://…  [default: runs/RUN-ID]")
 @click.option("--engine", default="rapidocr", show_default=True, help="See `pagefleet engines`.")
 @click.option("--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own option.")
+@click.option(
+    "--model",
+    metavar="FOLDER|S3-URI|HUB-ID@COMMIT",
+    help="Other weights for a vision model's engine.  [default: the engine's]",
+)
 @click.option("--lang", help="Language of the documents, where the engine wants to know.")
 @click.option("--pages", metavar="RANGES", help="Only these pages of each document: 1-3,7")
 @click.option(
@@ -220,6 +225,7 @@ def engines_command() -> None:
     pagefleet engines
     """
     from rich.table import Table
+    from rich.text import Text
 
     from worker.engines import ENGINES, missing_modules
 
@@ -227,7 +233,7 @@ def engines_command() -> None:
     for name, info in ENGINES.items():
         missing = missing_modules(name)
         state = f"no ({', '.join(missing)} missing): {info.install}" if missing else "yes"
-        table.add_row(name, info.runs_on, info.licence, state)
+        table.add_row(*map(Text, (name, info.runs_on, info.licence, state)))
     _console().print(table)
 
 
@@ -362,7 +368,7 @@ def _options(given: dict[str, Any]) -> Options:
         keep_furniture=given["keep_furniture"],
         page_timeout=given["page_timeout"],
         decode_memory=given["decode_memory"],
-        engine_options=engine_options(given["engine_options"]),
+        engine_options=engine_options(given["engine_options"], given["model"]),
     )
 
 

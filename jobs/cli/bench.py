@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 @click.argument("inputs", metavar="[INPUT]...", nargs=-1)
 @click.option("--engine", default="rapidocr", show_default=True, help="See `pagefleet engines`.")
 @click.option("--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own option.")
+@click.option("--model", metavar="FOLDER|S3-URI|HUB-ID@COMMIT", help="Other weights.  [default: the engine's]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where a model runs.  [default: the GPU, if any]")
 @click.option("--lang", help="Language of the documents, where the engine wants to know.")
 @click.option("--pages", type=click.IntRange(1), default=50, show_default=True, help="How many pages are read at most.")
@@ -41,7 +42,9 @@ def bench_command(inputs: tuple[str, ...], **given: Any) -> None:
 
     request = Request(
         engine=given["engine"],
-        options=Options(dpi=given["dpi"], lang=given["lang"], engine_options=engine_options(given["engine_options"])),
+        options=Options(
+            dpi=given["dpi"], lang=given["lang"], engine_options=engine_options(given["engine_options"], given["model"])
+        ),
         inputs=inputs,
         device=given["device"],
         pages=given["pages"],

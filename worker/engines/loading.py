@@ -95,7 +95,10 @@ def load_checkpoint(
             f"{checkpoint.model} is no checkpoint of {preset.name}'s shape: {len(missing)} weights are "
             f"missing, such as {missing[0]}"
         )
-    return processor, model.eval().to(device)
+    try:
+        return processor, model.eval().to(device)
+    except torch.OutOfMemoryError as error:
+        raise BadRequest(f"{preset.name} does not fit into the memory of {device}: {error}") from error
 
 
 def within_memory(work: Callable[[], T]) -> T | None:

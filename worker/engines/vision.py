@@ -50,7 +50,8 @@ Stop = Literal["end", "length", "repetition", "deadline", "memory"]
 class Reading:
     """What an attempt at a page gave."""
 
-    text: str
+    text: str  # up to where a repetition begins
+    raw: str
     stop: Stop
     tokens: int
     prompt_tokens: int
@@ -141,13 +142,14 @@ class VisionEngine:
         self._limit_pixels(max_pixels)
         tokenizer = self._processor.tokenizer
         tokenizer.padding_side = "left"  # what is generated follows the prompt; with padding between it, it is wrong
-        ends = self._model.generation_config.eos_token_id
-        ids = ends if isinstance(ends, list) else [ends]
-        ids += [tokenizer.convert_tokens_to_ids(token) for token in preset.end_tokens]
-        self._ends = [int(token) for token in ids if token is not None]
-        self._pad = self._model.generation_config.pad_token_id
-        if self._pad is None:
-            self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._ends[0]
+        told = self._model.generation_config
+        ends = told.eos_token_id if told.eos_token_id is not None else tokenizer.eos_token_id
+        self._ends: list[int] = [
+            *(ends if isinstance(ends, list) else [ends]),
+            *(tokenizer.convert_tokens_to_ids(token) for token in preset.end_tokens),
+        ]
+        pads = (told.pad_token_id, tokenizer.pad_token_id, self._ends[0])
+        self._pad = next(token for token in pads if token is not None)
         self._chat = self._write_prompt() if preset.chat_template else None
 
     def _read_alone(self) -> None:
@@ -200,7 +202,7 @@ class VisionEngine:
                 continue
             free_memory(self._device)
             if len(batch) == 1:
-                readings.append(Reading("", "memory", 0, 0, temperature))
+                readings.append(Reading("", "", "memory", 0, 0, temperature))
                 continue
             self.batch_size = len(batch) // 2
             log.warning("%d pages don't fit into memory: %d at a time from now on", len(batch), self.batch_size)
@@ -235,10 +237,10 @@ class VisionEngine:
             row, stop = row[: ended + 1], "end"
         elif (looped := guard.looped.get(number)) is not None:
             row = row[:looped]
-        text = self._decode(row)
+        raw = text = self._decode(row)
         if (begin := repeating_tail(text)) is not None:
             text, stop = text[:begin], "repetition"
-        return Reading(text, stop, len(row), asked, temperature)
+        return Reading(text, raw, stop, len(row), asked, temperature)
 
     def _inputs(self, pages: Sequence[PageImage]) -> Any:
         """Everything that the processor makes of the pages, on the device."""
@@ -270,8 +272,8 @@ class VisionEngine:
                 details["text"] = reading.text
             return self._fallback.read(page, self._why(reading), details)
         output = self._parse(reading.text, page.width, page.height)
-        if output.warnings:
-            details["warnings"] = list(output.warnings)
+        if warnings := [*output.warnings, *([] if reading.text.strip() else [f"{self.name} found no text"])]:
+            details["warnings"] = warnings
         return PageText(page.width, page.height, lines=output.lines, markdown=output.markdown, details=details)
 
     def _details(self, reading: Reading | None) -> dict[str, Any]:
@@ -292,7 +294,7 @@ class VisionEngine:
                 "retries": reading.retries,
             }
             if self._keep_raw:
-                details["raw"] = reading.text
+                details["raw"] = reading.raw
         return details
 
     def _why(self, reading: Reading) -> str:
