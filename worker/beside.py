@@ -59,9 +59,7 @@ class Beside:
         until = time.monotonic() + seconds
         while not self._up.wait(max(0.0, until - time.monotonic())) or self._has_died():
             if time.monotonic() >= until:
-                raise ServerLost(
-                    f"{self._name} does not answer within {seconds:.0f} s of its start; see its output above"
-                )
+                raise ServerLost(f"{self._name} does not answer within {seconds:.0f} s; see its output above")
             time.sleep(POLL_SECONDS)  # until the thread that watches has seen it, too
         if self._lost:
             raise ServerLost(self._lost)

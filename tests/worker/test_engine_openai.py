@@ -346,6 +346,16 @@ def test_a_page_has_a_deadline() -> None:
     assert text.details["text"].startswith("drop 0, ")
 
 
+def test_halves_of_characters_are_put_together_or_replaced() -> None:
+    halves = [rb'data: {"choices": [{"delta": {"content": "%s"}}]}' % half for half in (rb"\ud83d", rb"\ude00 \ud83d")]
+    end = b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}'
+    reply = Reply([b"\n\n".join([*halves, end, b""])], headers={"Content-Type": "text/event-stream"})
+    text, _, _ = read(lambda *_: reply, raw="yes")
+    assert text.markdown == "😀 \ufffd"
+    assert text.details
+    assert text.details["raw"] == "😀 \ufffd"
+
+
 def test_what_the_server_ends_by_itself_fails() -> None:
     text, _, _ = read(in_turn(stream(["so"], finish="content_filter")))
     assert text.error == "the server ended the text: content_filter"

@@ -38,6 +38,7 @@ CHARACTERS_PER_TOKEN = 32  # more than any tokeniser packs into one on average: 
 ANY = Preset(
     name="any",
     hub_id="",
+    parameters="",
     revision="",
     min_transformers="",
     prompts={
@@ -176,7 +177,7 @@ class OpenAiEngine:
             self._clock.sleep(POLL_SECONDS)
 
     def _models(self) -> list[str]:
-        """Names of the models that the server holds. Raises: Answered, Broken, httpx.TransportError."""
+        """Names of the models that the server holds, as far as it tells. Raises: Answered, Broken, httpx.TransportError."""
         http, base = self._service.http, self._service.base_url
         health = http.get(f"{base.removesuffix('/v1')}/health", timeout=PROBE_SECONDS)
         if health.status_code >= 500:  # a provider has no such address; vLLM says 503 until its engine runs
@@ -185,7 +186,8 @@ class OpenAiEngine:
             listed = check(http.get(f"{base}/models", timeout=PROBE_SECONDS)).json()
             return [str(entry["id"]) for entry in listed["data"]]
         except Answered as error:
-            if error.status in (404, 405):
+            # A provider may have no list; `transformers serve` fails to make one where nothing was ever downloaded.
+            if error.status in (404, 405) or (error.status >= 500 and health.is_success):
                 return []
             raise
         except (ValueError, TypeError, KeyError) as error:
@@ -307,7 +309,7 @@ class OpenAiEngine:
             answer = Answer(request=request_id(response.headers))
             try:
                 if response.headers.get("content-type", "").startswith("application/json"):
-                    answer.text = _take(answer, _json(response.read()))  # a server that doesn't stream
+                    answer.text = _whole(_take(answer, _json(response.read())))  # a server that doesn't stream
                 else:
                     self._follow(answer, response, until)
             except httpx.ReadTimeout:
@@ -343,7 +345,7 @@ class OpenAiEngine:
                     answer.stop = "length"
                     return
         finally:
-            answer.text = "".join(parts)
+            answer.text = _whole("".join(parts))
 
     def _alive(self) -> bool:
         """Whether the server answers at all: then a page that it can't read is to blame."""
@@ -393,6 +395,11 @@ def _json(data: bytes) -> Any:
         return json.loads(data)
     except ValueError as error:
         raise Broken(f"the answer is no JSON: {data[:100]!r}") from error
+
+
+def _whole(text: str) -> str:
+    """With the halves of characters put together that JSON may have parted, and those that are alone replaced."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _take(answer: Answer, event: Any) -> str:

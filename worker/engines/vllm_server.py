@@ -46,7 +46,8 @@ class VllmEngine(OpenAiEngine):
         if not self.model:
             raise BadRequest("engine vllm needs a model: --engine-option preset=NAME, or model=FOLDER")
         command = _command(own, more, self.model, self.revision, port)
-        self._connect(f"http://127.0.0.1:{port}/v1", None)
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        self._connect(self.base_url, None)
         self._lane = _Lane()
         self._suspect = threading.local()  # the page that this thread has had in hand when the connection broke
         environment = {name: value for name, value in os.environ.items() if name not in API_KEYS}
