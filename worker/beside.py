@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from worker.errors import TryAgain
@@ -55,10 +56,20 @@ class Beside:
 
     def wait(self, seconds: float) -> None:
         """Until the server answers. Raises: ServerLost."""
-        if not self._up.wait(seconds):
-            raise ServerLost(f"{self._name} does not answer within {seconds:.0f} s of its start; see its output above")
+        until = time.monotonic() + seconds
+        while not self._up.wait(max(0.0, until - time.monotonic())) or self._has_died():
+            if time.monotonic() >= until:
+                raise ServerLost(
+                    f"{self._name} does not answer within {seconds:.0f} s of its start; see its output above"
+                )
+            time.sleep(POLL_SECONDS)  # until the thread that watches has seen it, too
         if self._lost:
             raise ServerLost(self._lost)
+
+    def settle(self, seconds: float) -> None:
+        """As `wait`, where a connection to it has just broken: it may take a moment until its death is seen."""
+        self._stopping.wait(POLL_SECONDS)
+        self.wait(seconds)
 
     def stop(self) -> None:
         """Ends the server, and waits for its end."""
@@ -66,6 +77,9 @@ class Beside:
         if self._process:
             self._end(self._process)
         self._thread.join(2 * STOP_SECONDS)
+
+    def _has_died(self) -> bool:
+        return self._lost is None and self._process is not None and self._process.poll() is not None
 
     @property
     def _name(self) -> str:

@@ -175,7 +175,11 @@ def _engine(name: str, settings: Settings, options: Options) -> Engine:
     return build_engine(
         name,
         EngineSettings(
-            threads=settings.threads, lang=options.lang, options=options.engine_options, api_keys=settings.api_keys
+            threads=settings.threads,
+            timeout=options.engine_timeout,
+            lang=options.lang,
+            options=options.engine_options,
+            api_keys=settings.api_keys,
         ),
     )
 

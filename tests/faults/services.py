@@ -66,7 +66,7 @@ class FaultyService:
 
 
 @contextmanager
-def faulty_service(script: Script, models: Callable[[], Reply] | None = None) -> Iterator[FaultyService]:
+def faulty_service(script: Script, models: Callable[[], Reply] | None = None, port: int = 0) -> Iterator[FaultyService]:
     """Pages are what is POSTed; `models` answers GET, with one model named `tiny` unless told otherwise."""
     lock = threading.Lock()
     release = threading.Event()
@@ -119,7 +119,7 @@ def faulty_service(script: Script, models: Callable[[], Reply] | None = None) ->
         def handle_error(self, *_: object) -> None:
             pass  # we cut the connections ourselves
 
-    server = Server(("127.0.0.1", 0), Handler)
+    server = Server(("127.0.0.1", port), Handler)
     service = FaultyService(f"http://127.0.0.1:{server.server_address[1]}/v1")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()

@@ -38,6 +38,7 @@ CHARACTERS_PER_TOKEN = 32  # more than any tokeniser packs into one on average: 
 ANY = Preset(
     name="any",
     hub_id="",
+    parameters="",
     revision="",
     min_transformers="",
     prompts={
@@ -84,6 +85,7 @@ class OpenAiEngine:
 
     name = "openai"
     batch_size = 1  # a call that fails takes no other page's answer with it
+    attempts = 6
 
     def __init__(self, settings: EngineSettings, clock: Clock | None = None) -> None:
         """Waits for the server. Raises: BadRequest for wrong options or a wrong key, Unavailable past the deadline."""
@@ -130,9 +132,8 @@ class OpenAiEngine:
         self.concurrency = taker.integer("concurrency", 8, 1)
         self._max_tokens = taker.integer("max_new_tokens", self._preset.max_new_tokens, 1)
         self._timeout = taker.number("timeout", 120.0, 0.001)
-        self._patience = Patience(
-            attempts=taker.integer("attempts", 6, 1), deadline=taker.number("page_deadline", 300.0, 0.001)
-        )
+        deadline = taker.number("page_deadline", min(300.0, 0.5 * settings.timeout), 0.001)
+        self._patience = Patience(attempts=taker.integer("attempts", self.attempts, 1), deadline=deadline)
         self._ready_seconds = taker.number("ready", READY_SECONDS)
         self._keep_raw = taker.flag("raw")
         self._fallback = Fallback(

@@ -91,9 +91,8 @@ class UpstageEngine:
         self._price = taker.number("price_per_page", 0.0)
         self._rate = RateLimit(taker.number("rate", REQUESTS_PER_SECOND, 0.01), clock=clock)
         secret = taker.text("key_secret")
-        patience = Patience(
-            attempts=taker.integer("attempts", 6, 1), deadline=taker.number("page_deadline", 500.0, 0.001)
-        )
+        deadline = taker.number("page_deadline", min(500.0, 0.8 * settings.timeout), 0.001)
+        patience = Patience(attempts=taker.integer("attempts", 6, 1), deadline=deadline)
         base_url, timeout = taker.text("base_url") or BASE_URL, taker.number("timeout", TIMEOUT, 0.001)
         taker.done()
         key = _read_secret(secret) if secret else settings.api_keys.get(KEY)

@@ -6,6 +6,9 @@ import os
 import shlex
 import shutil
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from worker.beside import Beside
 from worker.engines import EngineSettings
@@ -27,6 +30,7 @@ class VllmEngine(OpenAiEngine):
     """
 
     name = "vllm"
+    attempts = 3  # of one request: a page that kills the server takes no more than three of its lives
 
     def __init__(self, settings: EngineSettings, clock: Clock | None = None) -> None:
         """Starts the server and waits for it. Raises: BadRequest where there is none to start, ServerLost."""
@@ -43,8 +47,10 @@ class VllmEngine(OpenAiEngine):
             raise BadRequest("engine vllm needs a model: --engine-option preset=NAME, or model=FOLDER")
         command = _command(own, more, self.model, self.revision, port)
         self._connect(f"http://127.0.0.1:{port}/v1", None)
+        self._lane = _Lane()
+        self._suspect = threading.local()  # the page that this thread has had in hand when the connection broke
         environment = {name: value for name, value in os.environ.items() if name not in API_KEYS}
-        self._server = Beside(command, self._alive, start_seconds=start_seconds, environment=environment)
+        self._server = Beside(command, super()._alive, start_seconds=start_seconds, environment=environment)
         try:
             self._server.wait(start_seconds)
         except BaseException:
@@ -56,10 +62,50 @@ class VllmEngine(OpenAiEngine):
         super().close()
 
     def _complete(self, image: str, temperature: float, until: float) -> Answer:
-        """As of any server; the time in which it is started again is not the page's."""
+        """As of any server; but the time in which it is started again is not the page's, and a page that it may have
+        died of is asked alone, so that no other page is blamed."""
+        import httpx
+
         asked = self._clock.now()
-        self._server.wait(RESTART_SECONDS)
-        return super()._complete(image, temperature, until + self._clock.now() - asked)
+        with self._lane.enter(alone=getattr(self._suspect, "image", None) is image):
+            self._server.wait(RESTART_SECONDS)
+            try:
+                answer = super()._complete(image, temperature, until + self._clock.now() - asked)
+            except httpx.ConnectError:
+                self._server.settle(RESTART_SECONDS)
+                answer = super()._complete(image, temperature, until + self._clock.now() - asked)
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                self._suspect.image = image
+                self._server.settle(RESTART_SECONDS)  # before the next page's turn
+                raise
+        self._suspect.image = None
+        return answer
+
+
+class _Lane:
+    """The way to the server: for many at a time, or for one alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._together = 0
+        self._alone = 0  # who are or want to be
+
+    @contextmanager
+    def enter(self, *, alone: bool) -> Iterator[None]:
+        with self._changed:
+            if alone:
+                self._alone += 1
+                self._changed.wait_for(lambda: self._together == 0)
+            else:
+                self._changed.wait_for(lambda: self._alone == 0)
+            self._together += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._together -= 1
+                self._alone -= alone
+                self._changed.notify_all()
 
 
 def _command(own: str | None, more: str, model: str, revision: str | None, port: int) -> list[str]:
