@@ -23,7 +23,7 @@ from jobs.plan import MAX_SHARDS, Plan, PlannedTask, safe_segment
 from jobs.results import RunFolder
 from worker import __version__
 from worker.contract import Dataset, Task
-from worker.dataset import PREFIX, ParquetSet, column_kind, image_uri, is_text, row_uri
+from worker.dataset import ParquetSet, column_kind, image_uri, is_text, row_uri
 from worker.engines.presets import PRESETS
 from worker.errors import BadRequest, DocumentError
 from worker.labels import part_schema, tables
@@ -252,14 +252,18 @@ class _Images:
     def __iter__(self) -> Iterator[tuple[str, str]]:
         dataset = self._dataset
         column, root = dataset.image_column, dataset.image_root
+
+        def found(row: int, path: str | None) -> tuple[str, str]:
+            if not embedded:
+                with suppress(DocumentError):  # the row's address says the same when it is fetched
+                    uri = image_uri(path, root)
+                    return uri, _uri_file(uri)
+            return row_uri(dataset.uri, column, row, root), file_name(path) if embedded else ""
+
         with _open_again(self._storage, dataset) as opened:
-            kind = column_kind(opened.schema, column)
+            embedded = column_kind(opened.schema, column) != "path"
             for row, path in enumerate(_paths(opened, column)):
-                uri = row_uri(dataset.uri, column, row, root)
-                if kind == "path":
-                    with suppress(DocumentError):  # the row's address says the same when it is fetched
-                        uri = image_uri(path, root)
-                yield uri, _uri_file(uri) if kind == "path" else file_name(path)
+                yield found(row, path)
 
     def task_name(self, row: int, file: str) -> str:
         """Where the outcome lies: distinct by the row, in a folder for each shard."""
@@ -281,9 +285,7 @@ class _Images:
 
 
 def _uri_file(uri: str) -> str:
-    """The file name of an image; empty where its address is a row's."""
-    if uri.startswith(PREFIX):
-        return ""
+    """The file name of an image, the same for all paths that lead to it."""
     return file_name(unquote(uri) if uri.startswith("file://") else uri)
 
 

@@ -1,7 +1,7 @@
 """Datasets of images in parquet files: opened, and read row by row, wherever they lie.
 
-A row's image has an address of its own, `parquet+s3://bucket/set.parquet#column=image&row=17`, so that a row is a
-document like any other. Parquet: https://parquet.apache.org/docs/file-format/
+A row's image has an address of its own, `parquet+s3://bucket/set.parquet#column=image&root=…&row=17`, so that a row is
+a document like any other. Parquet: https://parquet.apache.org/docs/file-format/
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import tempfile
 import threading
 from bisect import bisect_right
 from collections import deque
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import parse_qs, urlencode
@@ -131,7 +132,13 @@ def image_uri(path: str | None, root: str) -> str:
 
 def row_uri(dataset: str, column: str, row: int, root: str) -> str:
     """The address of a row's image, whatever the column holds."""
-    return f"{PREFIX}{dataset}#{urlencode({'column': column, 'row': row, 'root': root})}"
+    return f"{_address(dataset, column, root)}{row}"
+
+
+@lru_cache(maxsize=1)
+def _address(dataset: str, column: str, root: str) -> str:
+    """What the rows' addresses have in common."""
+    return f"{PREFIX}{dataset}#{urlencode({'column': column, 'root': root})}&row="
 
 
 class RowImages:
