@@ -39,8 +39,8 @@ from jobs.stack import JobDefinition, Stack
 from jobs.wording import plural
 from worker.contract import Options, Record, RunPaths
 from worker.engines import ENGINES
-from worker.errors import DocumentError, TryAgain
 from worker.engines.presets import PRESETS, licence_of
+from worker.errors import DocumentError, TryAgain
 from worker.storage import NotFound, Storage
 
 FILE = "batch.json"

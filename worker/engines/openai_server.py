@@ -177,7 +177,10 @@ class OpenAiEngine:
             self._clock.sleep(POLL_SECONDS)
 
     def _models(self) -> list[str]:
-        """Names of the models that the server holds, as far as it tells. Raises: Answered, Broken, httpx.TransportError."""
+        """Names of the models that the server holds, as far as it tells.
+
+        Raises: Answered, Broken, httpx.TransportError.
+        """
         http, base = self._service.http, self._service.base_url
         health = http.get(f"{base.removesuffix('/v1')}/health", timeout=PROBE_SECONDS)
         if health.status_code >= 500:  # a provider has no such address; vLLM says 503 until its engine runs
