@@ -52,7 +52,7 @@ class Tools:
             self.run, self._mounts = "podman", True
             isolation = ["--isolation", "chroot"] if os.geteuid() == 0 else []
             # No --layers: from its cache, buildah gives labels with the arguments of an earlier build.
-            self._build = ["buildah", "bud", "--force-rm", "--network", "host", "--format", "docker", *isolation]
+            self._build = ["buildah", "bud", "--network", "host", "--format", "docker", *isolation]
         else:
             sys.exit("image-test needs Docker, or buildah and podman: apt-get install buildah podman runc")
 
