@@ -3,13 +3,14 @@ imports when it runs, so that `--help` answers at once."""
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from jobs.cli import batch
+from jobs.cli.bench import bench_command
+from jobs.cli.options import engine_options
 from jobs.errors import CliExit, JobError
 
 if TYPE_CHECKING:
@@ -359,14 +360,6 @@ def _options(given: dict[str, Any]) -> Options:
             parse_pages(given["pages"])
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--pages") from error
-    pairs = [option.partition("=") for option in given["engine_options"]]
-    for key, separator, _ in pairs:
-        if not key or not separator:
-            raise click.BadParameter(f"{key!r} is not of the form K=V", param_hint="--engine-option")
-    engine_options: dict[str, Any] = {key: value for key, _, value in pairs}
-    if given["model"]:
-        folder = os.path.isdir(given["model"])
-        engine_options["model"] = os.path.abspath(given["model"]) if folder else given["model"]
     return Options(
         dpi=given["dpi"],
         max_pixels=given["max_pixels"],
@@ -375,7 +368,7 @@ def _options(given: dict[str, Any]) -> Options:
         keep_furniture=given["keep_furniture"],
         page_timeout=given["page_timeout"],
         decode_memory=given["decode_memory"],
-        engine_options=engine_options,
+        engine_options=engine_options(given["engine_options"], given["model"]),
     )
 
 
@@ -399,4 +392,5 @@ def _fail(message: str, code: CliExit) -> NoReturn:
     sys.exit(code)
 
 
+main.add_command(bench_command)
 batch.register(main)
