@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from worker import layout
 from worker.contract import Failure, FailureCode, Meta, Options, Page, Receipt, Result, Task
@@ -378,9 +378,16 @@ class _Document:
         with self._lock:
             self._pages.append(page)
 
-    def fail_page(self, number: int, code: FailureCode, message: str, image: PageImage | None = None) -> None:
+    def fail_page(
+        self,
+        number: int,
+        code: FailureCode,
+        message: str,
+        image: PageImage | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
         width, height = (image.width, image.height) if image else (0, 0)
-        page = Page(number=number, width=width, height=height, status="failed", error=_scrub(message))
+        page = Page(number=number, width=width, height=height, status="failed", error=_scrub(message), engine=details)
         with self._lock:
             self._codes.append(code)
             self._pages.append(page)
@@ -390,7 +397,7 @@ class _Document:
             if isinstance(text, Exception):
                 raise text
             if text.error is not None:
-                self.fail_page(image.number, FailureCode.ENGINE_ERROR, text.error, image)
+                self.fail_page(image.number, FailureCode.ENGINE_ERROR, text.error, image, text.details)
                 return
             page = Page(
                 number=image.number,
@@ -408,6 +415,10 @@ class _Document:
         else:
             self._written_by_engine |= text.markdown is not None
             self.add_page(page)
+            with self._lock:
+                self.warnings += [
+                    f"page {image.number}: {warning}" for warning in (text.details or {}).get("warnings", [])
+                ]
 
     def fail(self, code: FailureCode, error: Exception) -> None:
         """Ends the document for a reason that nobody foresaw."""

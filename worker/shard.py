@@ -152,7 +152,13 @@ def _load(storage: Storage, paths: RunPaths, shard: int) -> tuple[Run, list[Task
 
 def _engine(name: str, settings: Settings, options: Options) -> Engine:
     return build_engine(
-        name, EngineSettings(threads=settings.threads, lang=options.lang, options=options.engine_options)
+        name,
+        EngineSettings(
+            threads=settings.threads,
+            timeout=options.engine_timeout,
+            lang=options.lang,
+            options=options.engine_options,
+        ),
     )
 
 

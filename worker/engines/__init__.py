@@ -6,10 +6,11 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from worker.contract import Line
+from worker.engines.presets import PRESETS, Preset
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ class EngineSettings:
     """What every engine is built with."""
 
     threads: int  # CPU threads this worker may use
+    name: str = ""  # of the row in `ENGINES` that is built: one engine may serve several
+    timeout: float = 600.0  # seconds that one call of `read` may take, before the worker is given up
     lang: str | None = None
     options: dict[str, Any] = field(default_factory=dict)  # the engine's own, from `--engine-option k=v`
 
@@ -88,6 +91,22 @@ class EngineInfo:
     install: str  # how to get them
 
 
+def _vision(preset: Preset) -> EngineInfo:
+    licence, lines = preset.licence, preset.name == "trocr"
+    return EngineInfo(
+        factory="worker.engines.trocr:TrOcrEngine" if lines else "worker.engines.vision:VisionEngine",
+        runs_on=f"GPU; {preset.parameters} parameters of {preset.hub_id}",
+        licence=f"{licence.name}: {licence.limits}" if licence.limits else licence.name,
+        requires=(
+            "torch",
+            "transformers",
+            *(("rapidocr",) if lines else ()),  # it finds them
+            *(("torchvision",) if preset.needs_torchvision else ()),
+        ),
+        install="pip install 'pagefleet[gpu]'",
+    )
+
+
 ENGINES: dict[str, EngineInfo] = {
     "rapidocr": EngineInfo(
         factory="worker.engines.rapidocr:RapidOcrEngine",
@@ -96,6 +115,7 @@ ENGINES: dict[str, EngineInfo] = {
         requires=("rapidocr", "onnxruntime"),
         install="pip install pagefleet",
     ),
+    **{name: _vision(preset) for name, preset in PRESETS.items()},
 }
 
 
@@ -131,4 +151,4 @@ def build_engine(name: str, settings: EngineSettings) -> Engine:
         factory: Callable[[EngineSettings], Engine] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise BadRequest(f"engine {name} cannot be loaded: {error}") from error
-    return factory(settings)
+    return factory(replace(settings, name=name))

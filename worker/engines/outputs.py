@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from html.parser import HTMLParser
 
 from worker.contract import Line, Point, Role
@@ -29,9 +30,9 @@ Parser = Callable[[str, int, int], Output]  # the model's text; width and height
 
 NO_TEXT = ("没有文字", "图中没有文字", "图片中没有文字")  # how HunyuanOCR says so, full stop or not
 
-# Chandra's prompt asks for boxes from 0 to this, HunyuanOCR's for boxes from 0 to 1000, each side by itself.
-CHANDRA_SCALE = 1024
-HUNYUAN_SCALE = 1000
+HUNYUAN_SCALE = 1000  # its boxes go from 0 to this, each side by itself
+CHANDRA_SCALE = 1000  # likewise, as its prompt asks ...
+CHANDRA_1_SCALE = 1024  # ... and as that of its first release did
 
 
 def parse_text(raw: str, width: int, height: int) -> Output:
@@ -76,8 +77,8 @@ def parse_spotting(raw: str, width: int, height: int) -> Output:
     return Output(None, lines, (f"{lost} of {len(lines)} lines came without a place on the page",) if lost else ())
 
 
-def parse_chandra(raw: str, width: int, height: int) -> Output:
-    """Chandra's HTML: a `div` for each block of the page with `data-bbox` (0 to 1024) and `data-label`.
+def parse_chandra(raw: str, width: int, height: int, scale: int = CHANDRA_SCALE) -> Output:
+    """Chandra's HTML: a `div` for each block of the page with `data-bbox` (0 to `scale`) and `data-label`.
 
     Markdown in the order of the blocks, tables as HTML, formulas as LaTeX between dollars; running heads and feet stay
     in the lines alone. A line for each block, or for each row where a table's rows have boxes. What stands outside of
@@ -94,11 +95,11 @@ def parse_chandra(raw: str, width: int, height: int) -> Output:
     for block in _blocks(tree.root, _Block()):
         plain = _plain(block.content)
         role = _role(block)
-        box = _scaled(block.box, CHANDRA_SCALE, width, height) if block.box else None
+        box = _scaled(block.box, scale, width, height) if block.box else None
         rows = [(_plain(row.content), _box(row)) for row in _rows(block.content)]
         if rows and all(row_box for _, row_box in rows):
             lines += [
-                Line(text=words, polygon=_scaled(row_box, CHANDRA_SCALE, width, height), role=role)
+                Line(text=words, polygon=_scaled(row_box, scale, width, height), role=role)
                 for words, row_box in rows
                 if words and row_box
             ]
@@ -116,7 +117,8 @@ def parse_chandra(raw: str, width: int, height: int) -> Output:
 PARSERS: dict[str, Parser] = {
     "text": parse_text,
     "markdown": parse_markdown,
-    "chandra-html": parse_chandra,
+    "chandra-html": partial(parse_chandra, scale=CHANDRA_1_SCALE),
+    "chandra-html-1000": parse_chandra,
     "hunyuan-spotting": parse_spotting,
 }
 
