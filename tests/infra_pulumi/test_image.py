@@ -173,7 +173,7 @@ def test_weights_are_fetched_with_no_more_code_than_is_copied_for_it(tmp_path: P
 
 def _copies(text: str) -> Iterator[tuple[list[str], list[str], str]]:
     """Flags, sources and target of each COPY."""
-    for line in re.findall(r"^COPY (.*)$", text, re.M):
+    for line in re.findall(r"^COPY (.*)$", text.replace("\\\n", " "), re.M):
         words = line.split()
         flags = [word for word in words if word.startswith("--")]
         yield flags, words[len(flags) : -1], words[-1]
