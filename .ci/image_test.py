@@ -135,9 +135,9 @@ def _look_inside(tools: Tools, tag: str, base: str) -> None:
     assert isinstance(config, dict)
     _check(config["User"] == f"{USER}:{USER}", f"the image runs as {config['User']}")
     _check(config["Labels"]["io.pagefleet.tag"] == tag, f"labels are {config['Labels']}")
-    secrets = [value.encode() for value in _pip_indexes()]
+    indexes = [value.encode() for value in _pip_indexes()]
     with tools.files(base) as archive:
-        before = {member.name for member in archive}
+        before = {member.name: member.size for member in archive}
     added = 0
     with tools.files(IMAGE) as archive:
         for member in archive:
@@ -147,16 +147,19 @@ def _look_inside(tools: Tools, tag: str, base: str) -> None:
                 # useradd keeps copies of what it changes; mounts leave the places behind where they were.
                 expected = re.fullmatch(r"opt(/.*)?|etc/\w+-", name) or not member.size
                 _check(bool(expected), f"/{name} was left behind by the build")
+            elif member.size != before[name]:
+                accounts = re.fullmatch(r"etc/(passwd|group|shadow|gshadow|subuid|subgid)", name)
+                _check(bool(accounts), f"/{name} was changed by the build")
             if not name.startswith("opt/"):
                 continue
             _check(not member.mode & 0o022 or member.issym(), f"/{name} can be changed: {member.mode:o}")
             _check(bool(member.mode & 0o004) or member.issym(), f"/{name} can't be read: {member.mode:o}")
             _check(Path(name).name != "pip.conf" and ".cache" not in Path(name).parts, f"/{name} is in the image")
-            content = archive.extractfile(member) if secrets and member.isfile() else None
+            content = archive.extractfile(member) if indexes and member.isfile() else None
             data = content.read() if content else b""
-            _check(not any(secret in data for secret in secrets), f"/{name} names a package index of this machine")
+            _check(not any(index in data for index in indexes), f"/{name} names a package index of this machine")
     told = json.dumps(tools.inspect(IMAGE)) + _output(tools.run, "history", "--no-trunc", IMAGE)
-    _check(not any(secret.decode() in told for secret in secrets), "its history names a package index of this machine")
+    _check(not any(index.decode() in told for index in indexes), "its history names a package index of this machine")
     _say(f"looked at {added:,} files that the build added: all below /opt, nothing of this machine in them", started)
 
 
@@ -202,7 +205,7 @@ def _drain_and_go_on(tools: Tools, folder: Path) -> None:
         for line in worker.stdout:
             if isinstance(parse_line(line), Receipt):
                 break
-        subprocess.run([tools.run, "stop", "--time", "60", name], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([tools.run, "stop", "-t", "60", name], check=True, stdout=subprocess.DEVNULL)
         for _ in worker.stdout:
             pass
     _check(worker.returncode == ExitCode.DRAINED, f"after SIGTERM it ended with {worker.returncode}")
