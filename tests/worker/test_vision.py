@@ -499,9 +499,18 @@ def test_a_hub_out_of_reach_is_tried_again_later(
 ) -> None:
     import huggingface_hub.constants
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(TryAgain, match=f"tencent/HunyuanOCR@{PRESETS['hunyuan'].revision} cannot be downloaded"):
+        VisionEngine(EngineSettings(threads=1, name="hunyuan"))
+
+
+def test_an_image_without_the_weights_is_no_use_later_either(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(BadRequest, match=f"{PRESETS['hunyuan'].revision} are not here, and HF_HUB_OFFLINE forbids"):
         VisionEngine(EngineSettings(threads=1, name="hunyuan"))
 
 

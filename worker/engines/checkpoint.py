@@ -67,7 +67,7 @@ def _commit(hub_id: str, revision: str | None) -> str:
 
 
 def _from_hub(hub_id: str, commit: str, *, own: bool) -> Checkpoint:
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
@@ -76,6 +76,11 @@ def _from_hub(hub_id: str, commit: str, *, own: bool) -> Checkpoint:
     except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise BadRequest(f"model {hub_id}@{commit} cannot be had: {error}") from error
     except (HfHubHTTPError, OSError) as error:
+        if constants.HF_HUB_OFFLINE:
+            raise BadRequest(
+                f"the weights of {hub_id}@{commit} are not here, and HF_HUB_OFFLINE forbids to download them: build an "
+                "image that has them, or give them as --model FOLDER or --model s3://BUCKET/PREFIX/"
+            ) from error
         raise TryAgain(
             f"model {hub_id}@{commit} cannot be downloaded: {error}; try again later, or give a copy of it as "
             "--model FOLDER or --model s3://BUCKET/PREFIX/"

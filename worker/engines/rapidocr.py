@@ -75,6 +75,7 @@ class RapidOcrEngine:
 
     name = "rapidocr"
     model = "PP-OCRv6-small"
+    device = "cpu"
     batch_size = 1
     longest_side = 4000
 

@@ -96,6 +96,11 @@ class TrOcrEngine:
         readings = iter(self._read_lines([crop for lines in found for crop in lines.crops]))
         return [self._text(lines, [next(readings) for _ in lines.crops]) for lines in found]
 
+    @property
+    def device(self) -> str:
+        """ "cpu", "cuda" or "cuda:N"."""
+        return self._device
+
     def close(self) -> None:
         """Deletes weights that were downloaded for this engine alone."""
         self._finder.close()

@@ -128,6 +128,11 @@ class VisionEngine:
             texts[index] = self._text(pages[index], reading)
         return [texts[index] for index in range(len(pages))]
 
+    @property
+    def device(self) -> str:
+        """ "cpu", "cuda" or "cuda:N"."""
+        return self._device
+
     def close(self) -> None:
         """Gives the memory back, and deletes weights that were downloaded for this engine alone."""
         self._fallback.close()
