@@ -16,8 +16,8 @@ from infra_pulumi.registry import Registry
 from infra_pulumi.storage import Storage
 
 SCHEMA = 1
-# US dollars a month of 730 hours, AWS list prices of us-east-1, 2026-08; other regions ask up to half as much again.
-# https://aws.amazon.com/vpc/pricing/
+# US dollars a month of 730 hours, at $0.045 and $0.005 an hour: AWS list prices of us-east-1, August 2026. Elsewhere up
+# to half as much again. https://aws.amazon.com/vpc/pricing/
 NAT_GATEWAY = 32.85
 PUBLIC_ADDRESS = 3.65
 
@@ -79,6 +79,7 @@ def _told(definition: JobDefinition) -> dict[str, Any]:
         "memory": definition.size.memory,
         "gpus": definition.gpus,
         "image": definition.image,
+        "timeout": definition.size.timeout_minutes * 60,
         "spot": True,
         "instance_types": list(definition.instance_types),
     }

@@ -14,8 +14,9 @@ from infra_pulumi.policies import document
 from infra_pulumi.settings import AlertSettings
 
 BUDGET_STEPS = (50, 80, 100)  # per cent of the month's limit
-# Rough Spot prices per vCPU-hour, memory and GPU included, us-east-1, 2026: they show an order of magnitude.
-USD_PER_VCPU_HOUR = {"gpu": 0.10, "cpu": 0.015}
+# Rough Spot prices per vCPU-hour, memory and GPU included, us-east-1, August 2026: they show an order of magnitude.
+# A g6.xlarge at 0.47 of $0.8048 by its 4 vCPUs; Fargate with 2 GiB a vCPU at 0.4 of $0.0494.
+USD_PER_VCPU_HOUR = {"gpu": 0.10, "cpu": 0.02}
 
 
 class Observability(pulumi.ComponentResource):

@@ -5,11 +5,14 @@
 
 from __future__ import annotations
 
+import json
 import re
+import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -17,17 +20,34 @@ from pydantic import Field, ValidationError
 from jobs.aws import Aws, chunks
 from jobs.errors import JobError, UsageError
 from jobs.local import page_counter, versions
-from jobs.plan import Plan, Sharding, describe_run, find_below, find_inputs, make_plan, read_keys_file, write_plan
+from jobs.plan import (
+    Plan,
+    Sharding,
+    describe_run,
+    find_below,
+    find_inputs,
+    known_pages,
+    make_plan,
+    read_keys_file,
+    write_plan,
+)
 from jobs.results import RunFolder, open_run
 from jobs.stack import JobDefinition, Stack
+from jobs.wording import plural
 from worker.contract import Options, Record, RunPaths
 from worker.engines import ENGINES
+from worker.errors import DocumentError, TryAgain
 from worker.storage import NotFound, Storage
 
 FILE = "batch.json"
 ENDED = ("SUCCEEDED", "FAILED")
 STATES = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
 DESCRIBED = 100  # jobs that one DescribeJobs takes
+# An attempt that takes longer is stuck: pages of vision models take some 3 s, and a machine some minutes to pull 20 GB.
+PAGE_SECONDS = 30
+STARTUP_SECONDS = 900
+LEAST_TIMEOUT = 3600
+CLAIM = timedelta(minutes=10)  # for which a claim counts: far longer than 10,000 shards take to be written
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # a job's name takes 128 of these characters
 
 
@@ -45,7 +65,9 @@ class JobRecord(Record):
     spot: bool
     instance_types: list[str]
     submitted: datetime
-    shards: Annotated[int, Field(ge=1)]  # from 0; more than one is an array job
+    shards: Annotated[int, Field(ge=1)]  # how many; more than one is an array job
+    numbers: list[int] | None = None  # of these shards, by the array's index; absent: the index itself
+    timeout: int | None = None  # seconds of one attempt; absent: the definition's own
     resumed_after: int = 0
     retry_failed: bool = False
 
@@ -146,29 +168,40 @@ class BatchRun:
     def resume(self, stack: Stack, *, retry_failed: bool) -> JobRecord | None:
         """Submits a job for the shards that have something left; None where none has.
 
-        Raises: UsageError where the run's job is still alive.
+        Raises: UsageError where the run's job is still alive, or somebody else is resuming it.
         """
-        status = self.status()
-        if status not in (None, *ENDED):
-            raise UsageError(f"run {self.id} is live ({status}): follow it with `pagefleet watch {self.id}`")
-        self.folder.refresh()
-        left = self.folder.open_tasks(retry_failed=retry_failed)
-        if not left:
-            return None
-        job = _submit(
-            self.aws,
-            self.folder.uri,
-            self.id,
-            self.record.job.kind,
-            stack,
-            # An array's indices begin at 0, so shards with nothing left run too; they end at once, without an engine.
-            shards=max(left) + 1,
-            resumed_after=max(1, self.folder.last_attempt),  # even where an attempt died before its first receipt
-            retry_failed=retry_failed,
-        )
-        self.record.jobs.append(job)
-        _write_record(self.folder.storage, self.folder.paths, self.record)
-        return job
+        storage, paths = self.folder.storage, self.folder.paths
+        with _claimed(storage, paths, self.id) as check_claim:
+            self.record = read_record(storage, paths) or self.record  # of whoever resumed it just before
+            status = self.status()
+            if status not in (None, *ENDED):
+                raise UsageError(f"run {self.id} is live ({status}): follow it with `pagefleet watch {self.id}`")
+            self.folder.refresh()
+            left = self.folder.open_tasks(retry_failed=retry_failed)
+            if not left:
+                return None
+            resumed_after = max(1, self.folder.last_attempt)  # even where an attempt died before its first receipt
+            numbers = sorted(left)
+            if numbers == list(range(len(numbers))):
+                numbers = []
+            else:  # an array's indices begin at 0 and have no gaps
+                storage.write(paths.numbers(resumed_after), (json.dumps(numbers) + "\n").encode())
+            check_claim()
+            job = _submit(
+                self.aws,
+                paths,
+                self.id,
+                self.record.job.kind,
+                stack,
+                shards=len(left),
+                numbers=numbers or None,
+                timeout=self.record.jobs[0].timeout,
+                resumed_after=resumed_after,
+                retry_failed=retry_failed,
+            )
+            self.record.jobs.append(job)
+            _write_record(storage, paths, self.record)
+            return job
 
 
 def check_run_id(run_id: str) -> None:
@@ -239,7 +272,10 @@ def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str)
 
 
 def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, plan: Plan, request: Request) -> BatchRun:
-    """Writes the run's folder and submits its job."""
+    """Writes the run's folder and submits its job.
+
+    Raises: UsageError where the run exists, or somebody else is submitting it.
+    """
     paths = RunPaths(stack.run_uri(run_id))
     run = describe_run(
         plan,
@@ -248,11 +284,27 @@ def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, pla
         request.options,
         {"pagefleet": versions()["pagefleet"], "image": stack.definition(kind).image.partition("/")[2]},
     )
-    write_plan(storage, paths, plan, run)
-    job = _submit(aws, paths.base, run_id, kind, stack, shards=plan.shards)
-    record = BatchRecord(run=paths.base, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[job])
-    _write_record(storage, paths, record)
+    with _claimed(storage, paths, run_id) as check_claim:
+        check_free(aws, storage, stack, run_id, kind)  # once more: somebody may have been done in the meantime
+        write_plan(storage, paths, plan, run)
+        check_claim()
+        job = _submit(aws, paths, run_id, kind, stack, shards=plan.shards, timeout=attempt_timeout(plan))
+        record = BatchRecord(
+            run=paths.base, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[job]
+        )
+        _write_record(storage, paths, record)
     return BatchRun(aws, RunFolder(storage, paths.base), record)
+
+
+def attempt_timeout(plan: Plan) -> int | None:
+    """Seconds that one attempt of any shard may take, from the pages of the largest; None where they are unknown."""
+    most = [0] * plan.shards
+    for number, (uri, _, ranges, _, _) in enumerate(plan.tasks):
+        pages = known_pages(uri, ranges)
+        if pages is None:
+            return None
+        most[number % plan.shards] += pages
+    return max(LEAST_TIMEOUT, STARTUP_SECONDS + max(most) * PAGE_SECONDS)
 
 
 def open_batch_run(storage: Storage, location: str, aws: Aws | None = None) -> BatchRun:
@@ -310,25 +362,70 @@ def console_links(record: BatchRecord) -> dict[str, str]:
 # ---- helpers
 
 
+@contextmanager
+def _claimed(storage: Storage, paths: RunPaths, run_id: str) -> Iterator[Callable[[], None]]:
+    """Keeps everybody else from submitting a job of this run. What it yields raises where the claim was lost.
+
+    A claim is an object that only one can create. One that a killed process has left counts for `CLAIM`; after that the
+    next object in the row takes its place, and whoever comes back late finds that it is no longer the last.
+    """
+    token = uuid.uuid4().hex
+    claims = [entry.uri for entry in storage.list(paths.file("claims/"))]
+    number = int(claims[-1].rpartition("/")[2].removesuffix(".json")) + 1 if claims else 1
+    if claims and (left := _claim_time(storage, claims[-1]) + CLAIM - datetime.now(UTC)) > timedelta():
+        minutes = max(1, round(left.total_seconds() / 60))
+        raise UsageError(
+            f"run {run_id} is being submitted by somebody else. If that was broken off, it can be done again in "
+            f"{plural(minutes, 'minute')}, or at once under another --run-id"
+        )
+    claim = paths.file(f"claims/{number:04d}.json")
+    if not storage.create(claim, json.dumps({"time": datetime.now(UTC).isoformat(), "token": token}).encode()):
+        raise UsageError(f"run {run_id} is being submitted by somebody else: `pagefleet watch {run_id}` in a minute")
+
+    def check() -> None:
+        if [entry.uri for entry in storage.list(paths.file("claims/"))][-1:] != [claim]:
+            raise JobError(f"run {run_id} was taken over, since this command stood still for long: nothing submitted")
+
+    try:
+        yield check
+    finally:
+        with suppress(TryAgain, DocumentError):  # it comes to its end by itself
+            for uri in [*claims, claim]:
+                storage.delete(uri)
+
+
+def _claim_time(storage: Storage, uri: str) -> datetime:
+    try:
+        return datetime.fromisoformat(json.loads(storage.read(uri))["time"])
+    except NotFound:  # given back since
+        return datetime.min.replace(tzinfo=UTC)
+
+
 def _submit(
     aws: Aws,
-    uri: str,
+    paths: RunPaths,
     run_id: str,
     kind: str,
     stack: Stack,
     *,
     shards: int,
+    numbers: list[int] | None = None,
+    timeout: int | None = None,
     resumed_after: int = 0,
     retry_failed: bool = False,
 ) -> JobRecord:
     definition: JobDefinition = stack.definition(kind)
     queue = stack.queues[definition.queue]
-    environment = {"PAGEFLEET_RUN_URI": uri}
+    environment = {"PAGEFLEET_RUN_URI": paths.base}
+    if numbers:
+        environment["PAGEFLEET_SHARDS"] = paths.numbers(resumed_after)
     if resumed_after:
         environment["PAGEFLEET_ATTEMPT_OFFSET"] = str(resumed_after)
     if retry_failed:
         environment["PAGEFLEET_RETRY_FAILED"] = "1"
     arguments: dict[str, Any] = {"arrayProperties": {"size": shards}} if shards > 1 else {}
+    if timeout and definition.timeout and timeout < definition.timeout:
+        arguments["timeout"] = {"attemptDurationSeconds": timeout}
     answer = aws.call(
         "batch",
         "submit_job",
@@ -351,6 +448,8 @@ def _submit(
         instance_types=definition.instance_types,
         submitted=datetime.now(UTC).replace(microsecond=0),
         shards=shards,
+        numbers=numbers,
+        timeout=timeout,
         resumed_after=resumed_after,
         retry_failed=retry_failed,
     )
@@ -372,7 +471,7 @@ def _describe(aws: Aws, ids: list[str]) -> Iterator[dict[str, Any]]:
 
 
 def _child_ids(job: JobRecord) -> list[str]:
-    return [f"{job.id}:{shard}" for shard in range(job.shards)] if job.shards > 1 else [job.id]
+    return [f"{job.id}:{index}" for index in range(job.shards)] if job.shards > 1 else [job.id]
 
 
 def _child(detail: dict[str, Any], job: JobRecord) -> Child:
@@ -381,8 +480,9 @@ def _child(detail: dict[str, Any], job: JobRecord) -> Child:
     if detail["status"] == "RUNNING" and (not attempts or attempts[-1].stopped):
         running = {"startedAt": detail.get("startedAt"), "container": container}  # Batch lists an attempt at its end
         attempts.append(_attempt(running))
+    index = int(detail["jobId"].rpartition(":")[2]) if job.shards > 1 else 0
     return Child(
-        shard=int(detail["jobId"].rpartition(":")[2]) if job.shards > 1 else 0,
+        shard=job.numbers[index] if job.numbers else index,
         status=detail["status"],
         reason=str(detail.get("statusReason") or container.get("reason") or ""),
         attempts=tuple(attempts),

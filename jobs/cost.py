@@ -9,15 +9,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from pathlib import PurePosixPath
 from typing import Any
 
 from jobs.aws import Aws, AwsError, chunks
 from jobs.batch import Attempt, BatchRun, JobRecord
-from jobs.plan import Plan
+from jobs.plan import Plan, known_pages
 from jobs.stack import JobDefinition
+from jobs.wording import plural
 from worker.contract import Record
-from worker.decode import parse_pages
 
 
 @dataclass(frozen=True)
@@ -28,8 +27,9 @@ class Instance:
     on_demand: float  # USD an hour
 
 
-# Linux, us-east-1, as listed on aws.amazon.com/ec2/pricing and /fargate/pricing. Other regions are 0 to 45 % dearer.
-PRICES_FROM = "2026"
+# Linux, us-east-1, as AWS lists them on aws.amazon.com/ec2/pricing/on-demand and /fargate/pricing. Checked against
+# tables that others took from AWS's price list in July and August 2026. Other regions are 0 to 45 % dearer.
+PRICES_FROM = "August 2026"
 INSTANCES = {
     "g4dn.xlarge": Instance(4, 16_384, 1, 0.526),
     "g4dn.2xlarge": Instance(8, 32_768, 1, 0.752),
@@ -50,13 +50,13 @@ SPOT_SHARE = 0.47
 FARGATE = "fargate"
 FARGATE_VCPU_HOUR = 0.04048
 FARGATE_GIB_HOUR = 0.004445
-FARGATE_SPOT_SHARE = 0.3  # "up to 70 % off"; its Spot price has no public history
+# AWS asks 30 to 50 % of the list price, as supply has it, and tells the rate of the day on its price page alone.
+FARGATE_SPOT_SHARE = 0.4
 
 # Pages a second that one vCPU reads, where it was measured (24 receipts; 1.46 on two). Of a GPU engine none is shipped:
 # the newest run on the same stack tells.
 PAGES_PER_VCPU_SECOND = {"rapidocr": 0.73}
-LONG_FORMATS = {".pdf", ".tif", ".tiff", ""}  # documents of any number of pages
-MANY_FORMATS_PAGES = 10  # taken for such a document in an estimate
+MANY_FORMATS_PAGES = 10  # taken in an estimate for a document that may have any number of pages
 
 TABLE = f"price table of {PRICES_FROM}"
 HISTORY = "Spot price history"
@@ -94,13 +94,9 @@ def count_pages(plan: Plan) -> tuple[int, int]:
     """Pages of a plan as far as its tasks tell, and how many of its documents are of unknown length."""
     pages = unknown = 0
     for uri, _, ranges, _, _ in plan.tasks:
-        if ranges:
-            pages += sum(last - first + 1 for first, last in parse_pages(ranges))
-        elif PurePosixPath(uri).suffix.lower() in LONG_FORMATS:
-            pages += MANY_FORMATS_PAGES
-            unknown += 1
-        else:
-            pages += 1
+        known = known_pages(uri, ranges)
+        pages += MANY_FORMATS_PAGES if known is None else known
+        unknown += known is None
     return pages, unknown
 
 
@@ -114,7 +110,7 @@ def estimate(
     price = table_price(definition, None)
     basis = [f"${price:.3f} an hour for a shard ({TABLE})"]
     if unknown:
-        basis.append(f"{unknown:,} PDFs and TIFFs taken for {MANY_FORMATS_PAGES} pages each")
+        basis.append(f"{plural(unknown, 'document')} of unknown length, taken for {MANY_FORMATS_PAGES} pages each")
     if rate is None:
         basis.append(f"no rate of {engine} on this hardware is known before a first run")
         return Estimate(pages=pages, usd_per_hour=price, basis="; ".join(basis))
@@ -143,7 +139,7 @@ def run_cost(run: BatchRun, now: datetime | None = None) -> Cost | None:
         return None
     cost = price_attempts(run.aws, started, now)
     if forgotten:
-        cost.notes.append(f"without {forgotten} earlier jobs, which AWS Batch has forgotten")
+        cost.notes.append(f"without {plural(forgotten, 'earlier job')}, which AWS Batch has forgotten")
     return cost
 
 

@@ -10,6 +10,7 @@ from jobs.aws import Aws, AwsError, Credentials, Denied
 from jobs.batch import Child, JobRecord
 from jobs.errors import JobError
 from jobs.stack import Stack, load_stack, parameter_name
+from jobs.wording import plural
 
 # Codes of AWS Service Quotas: what they limit, in vCPUs, and the service.
 SPOT_GPU_QUOTA = ("ec2", "L-3819A6DF", "All G and VT Spot Instance Requests")
@@ -152,7 +153,7 @@ def check_subnets(aws: Aws, stack: Stack) -> Iterator[Check]:
     if full:
         yield Check("subnets", False, f"no address is free in {', '.join(full)}", "use larger subnets")
     else:
-        yield Check("subnets", True, f"{len(found)} in {len(zones)} zones")
+        yield Check("subnets", True, f"{len(found)} in {plural(len(zones), 'zone')}")
 
 
 def check_bucket(aws: Aws, bucket: str) -> Iterator[Check]:
@@ -180,7 +181,7 @@ def check_quota(aws: Aws, quota: tuple[str, str, str], vcpus: float) -> Check:
             f"--desired-value {max(64, int(vcpus) * 8)}`; it takes hours to days"
         )
         return Check(label, False, f"{value:g} vCPUs, one shard asks for {vcpus:g}", fix)
-    return Check(label, True, f"{value:g} vCPUs: {int(value // vcpus)} shards at the same time")
+    return Check(label, True, f"{value:g} vCPUs: {plural(int(value // vcpus), 'shard')} at the same time")
 
 
 def reasons_of_batch(waiting: list[Child]) -> list[str]:

@@ -22,6 +22,7 @@ from worker.storage import LocalStorage, Storage, path_uri
 
 COPIERS = 16
 LOGGED_SHARDS = 50  # failed ones, whose logs are brought along
+SHOWN_SHARDS = 20  # in a message
 STREAMS = 100  # that one FilterLogEvents takes
 FOLLOW_SECONDS = 5.0
 LATE = 10_000  # milliseconds that CloudWatch may be late with a line
@@ -136,7 +137,9 @@ def choose_shards(run: BatchRun, shard: int | None) -> list[Child]:
         return children
     found = [child for child in children if child.shard == shard]
     if children and not found:
-        raise UsageError(f"run {run.id} has no shard {shard}: there are 0 to {len(children) - 1}")
+        has = ", ".join(str(child.shard) for child in children[:SHOWN_SHARDS])
+        more = ", …" if len(children) > SHOWN_SHARDS else ""
+        raise UsageError(f"the last job of run {run.id} has no shard {shard}: it has {has}{more}")
     return found
 
 

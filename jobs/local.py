@@ -21,6 +21,7 @@ from jobs.progress import Progress
 from jobs.results import Document, RunFolder
 from jobs.runner import Runner, RunnerOptions, ShardEnd
 from jobs.summary import Summary
+from jobs.wording import plural
 from worker import __version__
 from worker.contract import ExitCode, Options, RunPaths
 from worker.decode import Decoder
@@ -117,7 +118,7 @@ def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: 
         raise Refused(f"the worker refuses the run: {_last_message(wrong.stderr)}")
     if stopped() and not (len(ends) == len(shards) and all(end.ok for end in ends)):
         raise Interrupted(
-            f"stopped; {progress.ended:,} of {tasks:,} tasks have ended. "
+            f"stopped after {progress.ended:,} of {plural(tasks, 'task')}. "
             f"`pagefleet resume {shown(folder.uri)}` reads the rest"
         )
     for end in ends:

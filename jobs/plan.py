@@ -20,8 +20,9 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from jobs.errors import UsageError
+from jobs.wording import plural
 from worker.contract import Counts, Options, Run, RunPaths, Task
-from worker.decode import format_pages, parse_pages
+from worker.decode import LAST_PAGE, format_pages, parse_pages
 from worker.errors import DocumentError
 from worker.storage import Storage, path_uri, split_s3, to_uri, uri_path
 
@@ -134,10 +135,10 @@ def make_plan(uris: Iterable[str], sharding: Sharding, *, count_pages: PageCount
         else:
             plan.tasks.extend((uri, name, pages, part, len(ranges)) for part, pages in enumerate(ranges, 1))
     if duplicates:
-        plan.warnings.append(f"{duplicates:,} duplicate inputs are read once")
+        plan.warnings.append(f"{plural(duplicates, 'duplicate input')}: each document is read once")
     if changed:
         plan.warnings.append(
-            f"{changed:,} documents are named differently from their keys: see `name` and `uri` in shards/"
+            f"{plural(changed, 'document')} named differently from the key: see `name` and `uri` in shards/"
         )
     wanted = sharding.shards or max(sharding.at_least, -(-len(plan.tasks) // TASKS_PER_SHARD))
     plan.shards = min(wanted, len(plan.tasks), MAX_SHARDS)
@@ -160,6 +161,15 @@ def write_plan(storage: Storage, paths: RunPaths, plan: Plan, run: Run) -> None:
         for number in range(plan.shards):
             storage.delete(paths.shard(number))
         raise
+
+
+def known_pages(uri: str, ranges: str | None) -> int | None:
+    """Pages of a task, as far as it tells by itself: None of a document that may have any number of them."""
+    many = PurePosixPath(uri).suffix.lower() in MANY_PAGED | {""}
+    if not ranges:
+        return None if many else 1
+    pages = parse_pages(ranges)
+    return None if pages[-1][1] == LAST_PAGE else sum(last - first + 1 for first, last in pages)
 
 
 def describe_run(plan: Plan, run_id: str, engine: str, options: Options, versions: dict[str, str]) -> Run:
@@ -233,7 +243,9 @@ def _visible(storage: Storage, folder: str, warnings: list[str]) -> Iterator[tup
         else:
             yield entry.uri, entry.uri
     if hidden:
-        warnings.append(f"passed over in {folder}: {hidden:,} hidden files; name a file to have it read all the same")
+        warnings.append(
+            f"passed over in {folder}: {plural(hidden, 'hidden file')}; name a file to have it read all the same"
+        )
 
 
 def _documents(found: Iterable[tuple[str, str]], where: str, warnings: list[str]) -> Iterator[str]:

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from jobs.summary import format_seconds
+from jobs.wording import plural
 from worker.contract import Receipt
 from worker.receipts import ProgressNews
 
@@ -91,7 +92,9 @@ class Progress:
     def note(self) -> str:
         """Documents, pages, pages/s, failures and time left."""
         elapsed = max(self._clock() - self._started, 1e-3)
-        parts = [f"{self.ended:,}/{self._total:,} tasks, {self.pages:,} pages, {self.pages / elapsed:.2f} pages/s"]
+        parts = [
+            f"{self.ended:,}/{self._total:,} tasks, {plural(self.pages, 'page')}, {self.pages / elapsed:.2f} pages/s"
+        ]
         if self.failed:
             parts.append(f"{self.failed:,} failed")
         if 0 < self.share < 1:

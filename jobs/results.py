@@ -160,6 +160,15 @@ class RunFolder:
                 counts[shard] = open_
         return counts
 
+    def outcome(self, task: Task) -> Result | Failure | None:
+        """A result wins over a failure that a later attempt made good."""
+        result, failure = self.paths.result(task), self.paths.failure(task)
+        if result in self._existing:
+            return Result.model_validate_json(self.storage.read(result))
+        if failure in self._existing:
+            return Failure.model_validate_json(self.storage.read(failure))
+        return None
+
     def receipt_files(self) -> list[tuple[int, int]]:
         """(shard, attempt) of every receipts file."""
         names = (entry.uri.rpartition("/")[2] for entry in self.storage.list(self.paths.file("receipts/")))
@@ -235,22 +244,13 @@ class RunFolder:
     def _document(self, tasks: list[Task]) -> Document:
         first = tasks[0]
         if first.part is None:
-            return Document(first.name, first.uri, self._outcome(first))
-        outcomes = [self._outcome(task) for task in tasks]
+            return Document(first.name, first.uri, self.outcome(first))
+        outcomes = [self.outcome(task) for task in tasks]
         complete = [outcome for outcome in outcomes if outcome is not None]
         if len(complete) < (first.parts or 0):
             return Document(first.name, first.uri, None, first.parts)
         outcome = assemble(tasks, complete, self.run.options.keep_furniture)
         return Document(first.name, first.uri, outcome, first.parts)
-
-    def _outcome(self, task: Task) -> Result | Failure | None:
-        """A result wins over a failure that a later attempt made good."""
-        result, failure = self.paths.result(task), self.paths.failure(task)
-        if result in self._existing:
-            return Result.model_validate_json(self.storage.read(result))
-        if failure in self._existing:
-            return Failure.model_validate_json(self.storage.read(failure))
-        return None
 
 
 def open_run(location: str, storage: Storage | None = None) -> RunFolder:

@@ -44,6 +44,7 @@ class JobDefinition(_Part):
     memory: int  # MiB
     gpus: int = 0
     spot: bool = True
+    timeout: int | None = None  # seconds of one attempt; a job may be given less
     instance_types: list[str]  # `fargate` where there is no instance
 
 

@@ -16,6 +16,8 @@ from jobs.cost import Cost, run_cost
 from jobs.doctor import reasons_of_batch, why_waiting
 from jobs.errors import CliExit
 from jobs.summary import format_seconds, format_usd
+from jobs.wording import plural
+from worker.contract import Result
 from worker.receipts import read_receipts
 
 if TYPE_CHECKING:
@@ -111,9 +113,6 @@ class Watch:
             failed_shards=[(child.shard, why_failed(child)) for child in children if child.status == "FAILED"],
         )
         self._count_receipts(snapshot, children, now)
-        if snapshot.has_ended and snapshot.ended < snapshot.tasks:  # a killed worker's last receipts are not written
-            run.folder.refresh()
-            snapshot.ended = snapshot.tasks - sum(run.folder.open_tasks().values())
         snapshot.cost = self._price(last=snapshot.has_ended)
         waiting = [child for child in children if child.status == "RUNNABLE"]
         if any(child.status in ("STARTING", "RUNNING") for child in children):
@@ -133,6 +132,8 @@ class Watch:
                 receipt.task: (receipt.outcome == "failed", receipt.pages)
                 for receipt in read_receipts(storage, entry.uri)
             }
+        if snapshot.has_ended:
+            self._find_unreceipted(snapshot.tasks)
         last: dict[str, tuple[bool, int]] = {}
         for _, ended in sorted(self._ended.items(), key=lambda item: item[0][1]):
             last |= ended
@@ -150,6 +151,21 @@ class Watch:
             )
             snapshot.pages_per_second = pages / (max(stops) - min(starts)).total_seconds()
 
+    def _find_unreceipted(self, tasks: int) -> None:
+        """A worker that is killed has not written its last receipts: what it read is told by the outcomes alone."""
+        folder = self._run.folder
+        known = {task for ended in self._ended.values() for task in ended}
+        if len(known) >= tasks:
+            return
+        folder.refresh()
+        for shard in range(folder.run.counts.shards):
+            for task in folder.tasks(shard):
+                outcome = folder.outcome(task) if task.key not in known else None
+                if isinstance(outcome, Result):
+                    self._ended.setdefault((shard, outcome.meta.attempt), {})[task.key] = False, len(outcome.pages)
+                elif outcome:
+                    self._ended.setdefault((shard, outcome.attempt), {})[task.key] = True, 0
+
     def _price(self, *, last: bool) -> Cost | None:
         if last or self._cost is None or self._clock() - self._cost[0] >= COST_SECONDS:
             self._cost = self._clock(), run_cost(self._run, self._now())
@@ -162,19 +178,19 @@ def why_failed(child: Child) -> str:
     parts = [f"exit {last.exit_code}" if last and last.exit_code is not None else ""]
     parts += dict.fromkeys([last.reason if last else "", child.reason])
     said = ", ".join(part for part in parts if part) or "AWS does not say why"
-    return f"after {len(child.attempts)} attempts: {said}" if child.attempts else said
+    return f"after {plural(len(child.attempts), 'attempt')}: {said}" if child.attempts else said
 
 
 def line(snapshot: Snapshot) -> str:
     """A snapshot for a log."""
     shards = ", ".join(f"{count:,} {state}" for state, count in snapshot.states.items()) or snapshot.status
-    parts = [shards, f"{snapshot.ended:,}/{snapshot.tasks:,} tasks, {snapshot.pages:,} pages"]
+    parts = [shards, f"{snapshot.ended:,}/{snapshot.tasks:,} tasks, {plural(snapshot.pages, 'page')}"]
     if snapshot.pages_per_second:
         parts.append(f"{snapshot.pages_per_second:.2f} pages/s")
     if snapshot.failed:
         parts.append(f"{snapshot.failed:,} failed")
     if snapshot.retried:
-        parts.append(f"{snapshot.retried:,} retries")
+        parts.append(f"{snapshot.retried:,} retried")
     if snapshot.cost:
         parts.append(format_usd(snapshot.cost.usd))
     return f"{format_seconds(max(0.0, snapshot.seconds))}: " + "; ".join(parts)
@@ -206,7 +222,7 @@ def notes(snapshot: Snapshot) -> list[str]:
     told = [f"waiting: {reason}" for reason in snapshot.waiting]
     told += [f"shard {shard} failed {why}" for shard, why in snapshot.failed_shards[:LISTED]]
     if len(snapshot.failed_shards) > LISTED:
-        told.append(f"… and {len(snapshot.failed_shards) - LISTED:,} more failed shards")
+        told.append(f"… and {plural(len(snapshot.failed_shards) - LISTED, 'more failed shard')}")
     return told
 
 

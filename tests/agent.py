@@ -17,11 +17,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 import pytest
 
 from tests.conftest import worker_environment
+from worker.contract import Receipt
+from worker.receipts import parse_line
 
 SPOT_REASON = "Host EC2 (instance i-0123456789abcdef0) terminated."
 EXIT_REASON = "Essential container in task exited"
@@ -38,24 +41,31 @@ class Attempt:
 
 @dataclass
 class Agent:
-    """`faults` are signals for (shard, attempt), sent one after the other once the worker has ended a document."""
+    """`faults` are signals for (index, attempt), sent one after the other once the worker has begun to read.
+
+    `during` is called with the same once a document has ended, while the worker stands still; the log has what it said.
+    """
 
     batch: Any  # client
     logs: Any  # client
     environment: Mapping[str, str]  # credentials and endpoint, as the job role would have them
     faults: Mapping[tuple[int, int], Sequence[signal.Signals]] = field(default_factory=dict)
     tell: Callable[[str, str, dict[str, Any]], None] = lambda job, status, attempt: None
+    during: Callable[[int, int], None] | None = None
 
     def run(self, job_id: str) -> dict[int, list[Attempt]]:
-        """All children of a job, or the job itself where it is no array."""
-        return {shard: self.run_child(job_id, shard) for shard in range(self.size(job_id))}
+        """All children of a job, or the job itself where it is no array: by index, how they ended."""
+        return {index: self.run_child(job_id, index) for index in range(self.size(job_id))}
 
     def size(self, job_id: str) -> int:
         return int(self._describe(job_id).get("arrayProperties", {}).get("size", 1))
 
-    def run_child(self, job_id: str, shard: int) -> list[Attempt]:
+    def run_child(self, job_id: str, index: int) -> list[Attempt]:
         array = "size" in self._describe(job_id).get("arrayProperties", {})
-        child = f"{job_id}:{shard}" if array else job_id
+        child = f"{job_id}:{index}" if array else job_id
+        if why := self._terminated(job_id):
+            self.tell(child, "FAILED", {"statusReason": why})
+            return []
         detail = self._describe(child)
         (definition,) = self.batch.describe_job_definitions(jobDefinitions=[detail["jobDefinition"]])["jobDefinitions"]
         retry = definition.get("retryStrategy", {})
@@ -67,12 +77,14 @@ class Agent:
             stream = stream.replace(":", "-")  # CloudWatch allows no colon, which the emulator puts in
             started = _now()
             self.tell(child, "RUNNING", {"startedAt": started, "container": {"logStreamName": stream}})
-            code, said = self._work(detail, {"AWS_BATCH_JOB_ARRAY_INDEX": str(shard)} if array else {}, shard, number)
-            signals = self.faults.get((shard, number), ())
-            reason = SPOT_REASON if signal.SIGKILL in signals else EXIT_REASON
+            more = {"AWS_BATCH_JOB_ARRAY_INDEX": str(index)} if array else {}
+            code = self._work(detail, more, index, number, partial(self._log, definition, stream))
+            signals = self.faults.get((index, number), ())
+            reason = self._terminated(job_id) or (SPOT_REASON if signal.SIGKILL in signals else EXIT_REASON)
             action = "" if code == 0 else _action(retry.get("evaluateOnExit", []), code, reason)
+            if self._terminated(job_id):
+                action = "EXIT"
             attempts.append(Attempt(code, reason, action))
-            self._log(definition, stream, said)
             ended = {"exitCode": code, "logStreamName": stream}
             status = "SUCCEEDED" if code == 0 else "FAILED"
             if action == "RETRY" and number < retry.get("attempts", 1):
@@ -81,7 +93,14 @@ class Agent:
             self.tell(child, status, record)
         return attempts
 
-    def _work(self, detail: dict[str, Any], more: dict[str, str], shard: int, attempt: int) -> tuple[int, str]:
+    def _work(
+        self,
+        detail: dict[str, Any],
+        more: dict[str, str],
+        index: int,
+        attempt: int,
+        log: Callable[[list[str]], None],
+    ) -> int:
         held = {pair["name"]: pair["value"] for pair in detail["container"]["environment"]}
         environment = worker_environment(
             **{**self.environment, **held, **more},
@@ -95,26 +114,42 @@ class Agent:
             stderr=subprocess.PIPE,
             text=True,
         ) as process:
-            said: list[str] = []
+            said: list[str] = []  # what is not in the log yet
             reader = threading.Thread(target=lambda: said.extend(process.stderr or ()))
             reader.start()
             assert process.stdout
-            for number, _ in enumerate(process.stdout):
+            reached = False
+            for number, line in enumerate(process.stdout):
+                said.append(line)
                 if number == 0:
-                    for one in self.faults.get((shard, attempt), ()):
+                    for one in self.faults.get((index, attempt), ()):
                         process.send_signal(one)
+                if self.during and not reached and isinstance(parse_line(line), Receipt):
+                    reached = True
+                    process.send_signal(signal.SIGSTOP)
+                    log([said.pop(0) for _ in range(len(said))])
+                    self.during(index, attempt)
+                    if self._terminated(detail["jobId"]):
+                        process.send_signal(signal.SIGTERM)
+                    process.send_signal(signal.SIGCONT)
             code = process.wait()
             reader.join()
-        return (128 - code if code < 0 else code), "".join(said)
+        log(said)
+        return 128 - code if code < 0 else code
 
-    def _log(self, definition: dict[str, Any], stream: str, said: str) -> None:
+    def _log(self, definition: dict[str, Any], stream: str, said: list[str]) -> None:
         options = definition["containerProperties"].get("logConfiguration", {}).get("options", {})
         group = options.get("awslogs-group", "/aws/batch/job")
         with suppress(self.logs.exceptions.ResourceAlreadyExistsException):
             self.logs.create_log_stream(logGroupName=group, logStreamName=stream)
-        events = [{"timestamp": _now(), "message": line} for line in said.splitlines() if line]
+        events = [{"timestamp": _now(), "message": line.rstrip("\n")} for line in said if line.strip()]
         if events:
             self.logs.put_log_events(logGroupName=group, logStreamName=stream, logEvents=events)
+
+    def _terminated(self, job_id: str) -> str:
+        """Why the job was ended by TerminateJob, while it runs; empty where it wasn't."""
+        job = self._describe(job_id.partition(":")[0])
+        return str(job.get("statusReason") or "") if job["status"] not in ("SUCCEEDED", "FAILED") else ""
 
     def _describe(self, job_id: str) -> dict[str, Any]:
         found: dict[str, Any] = self.batch.describe_jobs(jobs=[job_id])["jobs"][0]

@@ -255,6 +255,10 @@ class RunPaths:
     def receipts(self, shard: int, attempt: int) -> str:
         return self.file(f"receipts/{shard:05d}-{attempt}.jsonl")
 
+    def numbers(self, resumed_after: int) -> str:
+        """A JSON list for `PAGEFLEET_SHARDS`: the shard of each index of the job that resumes the run."""
+        return self.file(f"numbers/{resumed_after:05d}.json")
+
     def file(self, name: str) -> str:
         """Anything in the run's folder, such as `summary.json`, or one of its folders, such as `documents/`."""
         return f"{self.base}/{quote(name)}" if self._encode else f"{self.base}/{name}"

@@ -19,6 +19,7 @@ from worker.errors import BadRequest
 class Settings:
     run_uri: str | None = None  # PAGEFLEET_RUN_URI: the run's folder
     shard: int = 0  # AWS_BATCH_JOB_ARRAY_INDEX
+    shards_uri: str | None = None  # PAGEFLEET_SHARDS: a JSON list, in which that index finds the shard
     attempt: int = 1  # AWS_BATCH_JOB_ATTEMPT, plus PAGEFLEET_ATTEMPT_OFFSET where a run is resumed
     input_uri: str | None = None  # INPUT_S3_URI, the one-document form
     output_uri: str | None = None  # OUTPUT_S3_URI, likewise
@@ -45,6 +46,7 @@ class Settings:
         return cls(
             run_uri=environment.get("PAGEFLEET_RUN_URI") or None,
             shard=_integer(environment, "AWS_BATCH_JOB_ARRAY_INDEX", 0, 0),
+            shards_uri=environment.get("PAGEFLEET_SHARDS") or None,
             attempt=_integer(environment, "AWS_BATCH_JOB_ATTEMPT", 1, 1) + offset,
             input_uri=environment.get("INPUT_S3_URI") or None,
             output_uri=environment.get("OUTPUT_S3_URI") or None,

@@ -11,8 +11,9 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from worker.contract import ExitCode, FailureCode, Marker, Options, Run, RunPaths, Task
 from worker.engines import Engine, EngineSettings, build_engine
@@ -73,6 +74,7 @@ def read_shard(settings: Settings, storage: Storage, drain: Drain) -> ExitCode:
     """
     assert settings.run_uri
     paths = RunPaths(to_uri(settings.run_uri))
+    settings = _with_number(settings, storage)
     run, tasks = _load(storage, paths, settings.shard)
     own_receipts = None if settings.supervised else paths.receipts(settings.shard, settings.attempt)
     receipts = ReceiptLog(storage, own_receipts, progress_seconds=settings.progress_seconds)
@@ -134,6 +136,20 @@ def read_document(settings: Settings, storage: Storage, drain: Drain) -> ExitCod
     if code is ExitCode.OK:
         storage.delete(places.failure(task))  # of an earlier attempt
     return code
+
+
+def _with_number(settings: Settings, storage: Storage) -> Settings:
+    """With the shard's own number, where an array reads only some of a run's shards."""
+    if not settings.shards_uri:
+        return settings
+    uri = to_uri(settings.shards_uri)
+    try:
+        number = TypeAdapter(list[int]).validate_json(storage.read(uri))[settings.shard]
+    except DocumentError as error:
+        raise BadRequest(f"the list of shards cannot be read: {error.message}") from error
+    except (ValidationError, IndexError) as error:
+        raise BadRequest(f"{uri} names no shard for index {settings.shard}: {error}") from error
+    return replace(settings, shard=number)
 
 
 def _load(storage: Storage, paths: RunPaths, shard: int) -> tuple[Run, list[Task]]:

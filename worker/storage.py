@@ -78,6 +78,13 @@ class Storage(Protocol):
         """Writes whole or not at all; an existing object is replaced."""
         ...
 
+    def create(self, uri: str, data: bytes) -> bool:
+        """As `write`, where there is nothing yet. False, and nothing written, where somebody else was first.
+
+        Of two callers at the same time one wins; `data` must tell them apart.
+        """
+        ...
+
     def upload(self, uri: str, path: Path) -> None:
         """As `write`, from a file of any size."""
         ...
@@ -148,6 +155,15 @@ class LocalStorage:
         with self._replacing(uri) as temporary:
             temporary.write_bytes(data)
 
+    def create(self, uri: str, data: bytes) -> bool:
+        with self._beside(uri) as temporary:
+            temporary.write_bytes(data)
+            try:
+                os.link(temporary, uri_path(uri))
+            except FileExistsError:
+                return False
+        return True
+
     def upload(self, uri: str, path: Path) -> None:
         import shutil
 
@@ -201,6 +217,13 @@ class LocalStorage:
     @contextmanager
     def _replacing(self, uri: str) -> Iterator[Path]:
         """A file beside the one that it becomes, so that a reader never sees half of it."""
+        with self._beside(uri) as temporary:
+            yield temporary
+            os.replace(temporary, uri_path(uri))
+
+    @contextmanager
+    def _beside(self, uri: str) -> Iterator[Path]:
+        """A file in the same folder, which is gone afterwards unless it was moved."""
         path = uri_path(uri)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,10 +234,8 @@ class LocalStorage:
             temporary = path.with_name(f"{_TEMPORARY}{os.getpid()}-{random.getrandbits(48):012x}")
             try:
                 yield temporary
-                os.replace(temporary, path)
-            except BaseException:
+            finally:
                 temporary.unlink(missing_ok=True)
-                raise
 
 
 class S3Storage:
@@ -240,6 +261,29 @@ class S3Storage:
         self._call(
             uri, lambda: self._client.put_object(Bucket=bucket, Key=key, Body=data, ContentType=_content_type(key))
         )
+
+    def create(self, uri: str, data: bytes) -> bool:
+        """https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html"""
+        from botocore.exceptions import ClientError
+
+        bucket, key = split_s3(uri)
+
+        def put() -> bool:
+            try:
+                self._client.put_object(
+                    Bucket=bucket, Key=key, Body=data, ContentType=_content_type(key), IfNoneMatch="*"
+                )
+            except ClientError as error:
+                code = error.response.get("Error", {}).get("Code")
+                if code == "ConditionalRequestConflict":  # another request for this key is being decided
+                    raise _Again(f"another writer is at work: {error}") from error
+                if code != "PreconditionFailed":
+                    raise
+                return False
+            return True
+
+        # Where an answer was lost, botocore has asked again, and what is there is ours.
+        return self._call(uri, put) or self.read(uri) == data
 
     def upload(self, uri: str, path: Path) -> None:
         bucket, key = split_s3(uri)
@@ -313,7 +357,7 @@ class S3Storage:
     def _call(self, uri: str, call: Callable[[], T]) -> T:
         """Calls S3 and says in our words what went wrong.
 
-        botocore retries requests; a body that breaks off while it is read is ours to ask for again.
+        botocore retries requests; a body that breaks off while it is read is ours to ask for again, as is a conflict.
         """
         from boto3.exceptions import S3UploadFailedError
         from botocore import exceptions as aws
@@ -322,9 +366,9 @@ class S3Storage:
             try:
                 with file_errors(uri):
                     return call()
-            except _BrokenBody as error:
+            except _Again as error:
                 if attempt == ATTEMPTS:
-                    raise Unavailable(f"{uri} breaks off each time it is read: {error.__cause__}") from error
+                    raise Unavailable(f"{uri}, at each of {ATTEMPTS} attempts: {error}") from error
                 self._sleep(random.uniform(0, min(20.0, 0.1 * 2**attempt)))
             except aws.ClientError as error:
                 raise _translated(error, uri) from error
@@ -344,8 +388,8 @@ class S3Storage:
         raise AssertionError("unreachable")
 
 
-class _BrokenBody(Exception):
-    """A download broke off."""
+class _Again(Exception):
+    """Something that botocore does not ask for again."""
 
 
 @contextmanager
@@ -355,7 +399,7 @@ def _body_errors() -> Iterator[None]:
     try:
         yield
     except (aws.HTTPClientError, aws.IncompleteReadError, ConnectionError) as error:
-        raise _BrokenBody from error
+        raise _Again(f"the download breaks off: {error}") from error
 
 
 class _ByScheme:
@@ -369,6 +413,9 @@ class _ByScheme:
 
     def write(self, uri: str, data: bytes) -> None:
         self._of(uri).write(uri, data)
+
+    def create(self, uri: str, data: bytes) -> bool:
+        return self._of(uri).create(uri, data)
 
     def upload(self, uri: str, path: Path) -> None:
         self._of(uri).upload(uri, path)

@@ -10,6 +10,7 @@ import click
 
 from jobs.cli import batch, workflow
 from jobs.errors import CliExit, JobError
+from jobs.wording import have, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -263,12 +264,13 @@ def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, 
     documents = summary.documents
     if documents.unaccounted:
         _fail(
-            f"{documents.unaccounted:,} documents have no outcome: `pagefleet resume {shown(folder.uri)}` reads them",
+            f"{have(documents.unaccounted, 'document')} no outcome: `pagefleet resume {shown(folder.uri)}` reads "
+            + ("it" if documents.unaccounted == 1 else "them"),
             CliExit.UNACCOUNTED,
         )
     if documents.failed or documents.partial:
         _fail(
-            f"{documents.failed:,} documents failed and {documents.partial:,} in part: see "
+            f"{plural(documents.failed, 'document')} failed and {documents.partial:,} in part: see "
             f"{shown(folder.paths.file('summary.md'))}",
             CliExit.SOME_FAILED,
         )
@@ -331,8 +333,10 @@ def _show_plan(plan: Any, out: str, engine: str, *, as_json: bool, **more: Any) 
             )
         )
         return
+
     click.echo(
-        f"would read {plan.documents:,} documents as {len(plan.tasks):,} tasks in {plan.shards:,} shards with {engine}"
+        f"would read {plural(plan.documents, 'document')} as {plural(len(plan.tasks), 'task')} "
+        f"in {plural(plan.shards, 'shard')} with {engine}"
     )
     click.echo(f"from {plan.root} into {out}")
     for uri, _, pages, part, parts in plan.tasks[:20]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from jobs.errors import CliExit, JobError
+from jobs.wording import have, plural
 
 if TYPE_CHECKING:
     from jobs.batch import BatchRun
@@ -87,7 +88,9 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
         told = {"run": run.id, "uri": run.folder.uri, "job": run.record.job.id, **links}
         click.echo(_json(told | {"estimate": estimate.model_dump(exclude_none=True)}))
         return
-    click.echo(f"run      {run.id}\nfolder   {run.folder.uri}\njob      {run.record.job.id}, {plan.shards:,} shards")
+    click.echo(
+        f"run      {run.id}\nfolder   {run.folder.uri}\njob      {run.record.job.id}, {plural(plan.shards, 'shard')}"
+    )
     for name, link in links.items():
         click.echo(f"{name:8} {link}")
     _tell_estimate(estimate)
@@ -162,7 +165,7 @@ def fetch_command(run: str, **given: Any) -> None:
     download(found.folder.storage, found.folder.paths, out, documents=not given["no_documents"])
     logs = save_logs(found, out)
     if logs:
-        click.echo(f"note: {logs} shards failed, their logs are in {out / 'logs'}", err=True)
+        click.echo(f"note: {plural(logs, 'shard')} failed, with logs in {out / 'logs'}", err=True)
     _tell(open_run(str(out)), summary, table, as_json=given["as_json"], report=not given["no_report"])
 
 
@@ -323,7 +326,7 @@ def doctor_command(**given: Any) -> None:
     if given["as_json"]:
         click.echo(_json({"checks": [vars(check) for check in told]}))
     if bad:
-        raise JobError(f"{bad} things keep stack {given['stack']} from working")
+        raise JobError(f"{plural(bad, 'fault')} of stack {given['stack']}: see the fixes above")
 
 
 COMMANDS = (
@@ -370,7 +373,7 @@ def resume(run: str, *, retry_failed: bool, stack: str, region: str | None, as_j
     elif job is None:
         click.echo(f"nothing is left to read of run {found.id}: `pagefleet fetch {found.id}`")
     else:
-        click.echo(f"run      {found.id}\njob      {job.id}, {job.shards:,} shards")
+        click.echo(f"run      {found.id}\njob      {job.id}, {plural(job.shards, 'shard')}")
         for name, link in console_links(found.record).items():
             click.echo(f"{name:8} {link}")
 
@@ -404,10 +407,10 @@ def _tell_estimate(estimate: Any) -> None:
     from jobs.summary import format_seconds, format_usd
 
     if estimate.usd is None:
-        click.echo(f"estimate about {estimate.pages:,} pages; {estimate.basis}")
+        click.echo(f"estimate about {plural(estimate.pages, 'page')}; {estimate.basis}")
         return
     click.echo(
-        f"estimate {format_usd(estimate.usd)} for about {estimate.pages:,} pages, "
+        f"estimate {format_usd(estimate.usd)} for about {plural(estimate.pages, 'page')}, "
         f"{format_seconds(estimate.wall_hours * 3600)} where all shards run at once: {estimate.basis}"
     )
 
@@ -441,11 +444,13 @@ def _end_watch(snapshot: Snapshot, *, as_json: bool, once: bool) -> NoReturn:
     if snapshot.exit_code == CliExit.UNACCOUNTED:
         left = snapshot.tasks - snapshot.ended
         _fail(
-            f"{left:,} documents have no outcome: `pagefleet resume {snapshot.run_id}` reads them", snapshot.exit_code
+            f"{have(left, 'task')} no outcome: `pagefleet resume {snapshot.run_id}` reads "
+            + ("it" if left == 1 else "them"),
+            snapshot.exit_code,
         )
     if snapshot.exit_code == CliExit.SOME_FAILED:
         _fail(
-            f"{snapshot.failed:,} documents failed: `pagefleet fetch {snapshot.run_id}` brings each with its reason",
+            f"{plural(snapshot.failed, 'task')} failed: `pagefleet fetch {snapshot.run_id}` tells of each why",
             snapshot.exit_code,
         )
     if not snapshot.has_ended and not once:

@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import shlex
 import signal
+import threading
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
+from jobs import batch as batch_module
 from jobs import open_run
 from jobs.batch import open_batch_run
 from jobs.cli import main
 from jobs.cli.batch import COMMANDS
+from jobs.errors import UsageError
+from jobs.fetch import follow_logs
 from jobs.summary import Summary
 from jobs.watch import Snapshot, Watch
 from tests.agent import SPOT_REASON, assume
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, _examples
-from worker.contract import ExitCode
+from worker.contract import ExitCode, RunPaths
 from worker.storage import open_storage
 
 
@@ -71,7 +77,7 @@ def test_forty_awkward_keys_are_read_by_an_array_whose_children_are_killed(
     assert attempts == {0: [0], 1: [ExitCode.DRAINED, 137, 0], 2: [137, 0], 3: [0]}
     assert [snapshot.states.get("SUCCEEDED", 0) for snapshot in seen] == [0, 1, 2, 3, 4]
     assert seen[0].waiting
-    assert (last.ended, last.failed, last.retried) == (40, 0, 3)
+    assert (last.ended, last.failed, last.pages, last.retried) == (40, 0, 40, 3)
     assert last.cost
     assert last.cost.usd > 0
 
@@ -102,7 +108,7 @@ def test_one_shard_is_a_plain_job(deployed: Deployed, tmp_path: Path) -> None:
     deployed.agent.run(deployed.job("one"))
     watched = pagefleet("watch", "one", "--interval", "0")
     assert watched.exit_code == 0, watched.output
-    assert "1 SUCCEEDED; 1/1 tasks, 1 pages" in watched.stdout
+    assert "1 SUCCEEDED; 1/1 tasks, 1 page;" in watched.stdout
 
 
 def test_watching_can_be_broken_off(deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +307,221 @@ def test_an_emulator_that_ends_jobs_at_once_will_do(
     assert pagefleet("watch", "quick").exit_code == 0
     assert pagefleet("fetch", "quick", "--no-report").exit_code == 0
     assert pagefleet("logs", "quick").exit_code == 0
+
+
+@pytest.mark.parametrize("when", ["before its claim", "between its claim and its job"])
+def test_of_two_submits_at_the_same_time_one_submits(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    others: list[Result] = []
+    stage = {"before its claim": "describe_run", "between its claim and its job": "write_plan"}[when]
+    real = getattr(batch_module, stage)
+
+    def interrupted(*arguments: Any) -> Any:
+        monkeypatch.setattr(batch_module, stage, real)
+        others.append(pagefleet("submit", "a.png", "--run-id", "race", *COLOUR))
+        return real(*arguments)
+
+    monkeypatch.setattr(batch_module, stage, interrupted)
+    mine = pagefleet("submit", "a.png", "--run-id", "race", *COLOUR)
+    (other,) = others
+    winner, loser = (other, mine) if when == "before its claim" else (mine, other)
+    assert (winner.exit_code, loser.exit_code) == (0, 2), mine.output + other.output
+    assert ("run race is live" if winner is other else "is being submitted by somebody else") in loser.stderr
+    queue = deployed.description["queues"]["cpu"]["arn"]
+    jobs = deployed.client("batch").list_jobs(jobQueue=queue, filters=[{"name": "JOB_NAME", "values": ["pagefleet-*"]}])
+    assert len(jobs["jobSummaryList"]) == 1
+    assert not objects(deployed, "runs/race/claims/")
+
+
+def test_many_threads_submit_a_run_once(deployed: Deployed, tmp_path: Path) -> None:
+    """All are past every look at the folder when they meet at the claim."""
+    deployed.upload(tmp_path, {"a.png": "read"})
+    storage, paths = open_storage(), RunPaths("s3://outputs/runs/race")
+    together, entered = threading.Barrier(4), []
+
+    class Meeting:
+        """Storage in which a claim waits for the others, and creation is atomic, as in S3."""
+
+        lock = threading.Lock()
+
+        def create(self, uri: str, data: bytes) -> bool:
+            together.wait(30)
+            with self.lock:
+                return storage.create(uri, data)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(storage, name)
+
+    def claim() -> None:
+        try:
+            with batch_module._claimed(Meeting(), paths, "race"):  # type: ignore[arg-type]
+                entered.append(True)
+                done.wait(30)
+        except UsageError:
+            refused.release()
+
+    done, refused = threading.Event(), threading.Semaphore(0)
+    threads = [threading.Thread(target=claim) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for _ in range(3):
+        assert refused.acquire(timeout=30)
+    done.set()
+    for thread in threads:
+        thread.join()
+    assert len(entered) == 1
+
+
+def test_a_claim_that_a_killed_process_left_counts_for_some_minutes(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    left = {"time": datetime.now(UTC).isoformat(), "token": "x"}
+    deployed.client("s3").put_object(Bucket="outputs", Key="runs/killed/claims/0001.json", Body=json.dumps(left))
+    refused = pagefleet("submit", "a.png", "--run-id", "killed", *COLOUR)
+    assert refused.exit_code == 2
+    assert "it can be done again in 10 minutes" in refused.stderr
+    left["time"] = (datetime.now(UTC) - timedelta(minutes=11)).isoformat()
+    deployed.client("s3").put_object(Bucket="outputs", Key="runs/killed/claims/0001.json", Body=json.dumps(left))
+    taken_over = pagefleet("submit", "a.png", "--run-id", "killed", *COLOUR)
+    assert taken_over.exit_code == 0, taken_over.output
+    assert not objects(deployed, "runs/killed/claims/")
+
+
+def test_who_stood_still_for_long_submits_nothing(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    real = batch_module.write_plan
+
+    def taken_over(*arguments: Any) -> None:
+        real(*arguments)
+        deployed.client("s3").put_object(Bucket="outputs", Key="runs/slow/claims/0002.json", Body=b"{}")
+
+    monkeypatch.setattr(batch_module, "write_plan", taken_over)
+    late = pagefleet("submit", "a.png", "--run-id", "slow", *COLOUR)
+    assert late.exit_code == 1
+    assert "was taken over" in late.stderr
+    assert "runs/slow/batch.json" not in objects(deployed)
+
+
+def test_resume_submits_only_the_shards_that_have_something_left(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    deployed.upload(tmp_path, {f"{number}.png": "read" for number in range(6)})
+    keys = [f"{number}.png" for number in range(6)]
+    assert pagefleet("submit", *keys, "--shards", "6", "--run-id", "sparse", *COLOUR).exit_code == 0
+    first = deployed.job("sparse")
+    for shard in (0, 1, 3, 5):
+        deployed.agent.run_child(first, shard)
+    for shard in (2, 4):
+        deployed.jobs.tell(f"{first}:{shard}", "FAILED", {"statusReason": "the machine was gone"})
+
+    resumed = pagefleet("resume", "sparse")
+    assert resumed.exit_code == 0, resumed.output
+    second = deployed.job("sparse")
+    assert "2 shards" in resumed.stdout
+    assert deployed.agent.size(second) == 2
+    assert {number: len(attempts) for number, attempts in deployed.agent.run(second).items()} == {0: 1, 1: 1}
+    watched = pagefleet("watch", "sparse", "--interval", "0")
+    assert watched.exit_code == 0, watched.output
+    assert "6/6 tasks" in watched.stdout
+    assert {line.split()[1] for line in pagefleet("logs", "sparse").stdout.splitlines()} == {"[2]", "[4]"}
+    assert "has no shard 3: it has 2, 4" in pagefleet("logs", "sparse", "--shard", "3").stderr
+    assert pagefleet("fetch", "sparse", "--out", "out", "--no-report").exit_code == 0
+    receipts = {path.name for path in (tmp_path / "out/receipts").iterdir()}
+    assert receipts == {*(f"0000{shard}-1.jsonl" for shard in (0, 1, 3, 5)), "00002-2.jsonl", "00004-2.jsonl"}
+
+
+def test_one_shard_that_is_left_is_a_plain_job(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read", "b.png": "read"})
+    assert pagefleet("submit", "a.png", "b.png", "--shards", "2", "--run-id", "last", *COLOUR).exit_code == 0
+    deployed.agent.run_child(deployed.job("last"), 0)
+    deployed.jobs.tell(f"{deployed.job('last')}:1", "FAILED", {"statusReason": "the machine was gone"})
+    assert pagefleet("resume", "last").exit_code == 0
+    assert [attempt.exit_code for attempt in deployed.agent.run(deployed.job("last"))[0]] == [0]
+    assert pagefleet("watch", "last").exit_code == 0
+
+
+def test_an_attempt_may_take_as_long_as_its_pages_do(deployed: Deployed, tmp_path: Path) -> None:
+    definition = deployed.description["job_definitions"]["ocr-cpu"]
+    definition["timeout"] = 6 * 3600
+    deployed.publish()
+
+    def timeout(run_id: str, pages: int, *more: str) -> int | None:
+        keys = tmp_path / run_id
+        keys.write_text("".join(f"{number}.png\n" for number in range(pages)))
+        done = pagefleet("submit", "--keys-file", str(keys), "--run-id", run_id, *more, *COLOUR)
+        assert done.exit_code == 0, done.output
+        (detail,) = deployed.client("batch").describe_jobs(jobs=[deployed.job(run_id)])["jobs"]
+        seconds: int | None = detail.get("timeout", {}).get("attemptDurationSeconds")
+        return seconds
+
+    assert timeout("few", 3) == 3600
+    assert timeout("some", 200) == 900 + 200 * 30
+    assert timeout("shared", 200, "--shards", "2") == 900 + 100 * 30
+    assert timeout("many", 900) is None  # the definition's own, which is the most
+    assert timeout("parts", 300, "--pages", "1-2") == 900 + 600 * 30
+    keys = tmp_path / "long"
+    keys.write_text("a.pdf\n")  # of as many pages as it may have
+    assert pagefleet("submit", "--keys-file", str(keys), "--run-id", "long", *COLOUR).exit_code == 0
+    assert deployed.record("long")["jobs"][0]["timeout"] is None
+
+
+def test_a_run_is_cancelled_while_it_is_read_and_resumed_later(
+    deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    keys = [f"{number:02d}.png" for number in range(80)]  # a shard has more than a worker takes in hand at once
+    deployed.upload(tmp_path, {key: "read" if number % 2 else "slow" for number, key in enumerate(keys)})
+    assert pagefleet("submit", *keys, "--shards", "2", "--run-id", "live", *COLOUR).exit_code == 0
+    cancelled: list[Result] = []
+    deployed.agent.during = lambda index, attempt: cancelled.append(pagefleet("cancel", "live"))
+    attempts = deployed.agent.run(deployed.job("live"))
+    assert [done.exit_code for done in cancelled] == [0]
+    assert [attempt.exit_code for attempt in attempts[0]] == [ExitCode.DRAINED]
+    assert attempts[1] == []  # never started
+    watched = pagefleet("watch", "live")
+    assert watched.exit_code == 4, watched.output
+    assert "cancelled with pagefleet cancel" in watched.stdout
+    read = len([key for key in objects(deployed, "runs/live/documents/") if key.endswith(".json")])
+    assert 0 < read < 40  # what was in hand
+
+    deployed.agent.during = None
+    assert pagefleet("resume", "live").exit_code == 0
+    deployed.agent.run(deployed.job("live"))
+    assert pagefleet("fetch", "live", "--out", "out", "--no-report").exit_code == 0
+    receipts = [line for path in (tmp_path / "out/receipts").iterdir() for line in path.read_text().splitlines()]
+    assert len(receipts) == 80  # nothing was read twice
+
+
+def test_logs_are_followed_while_the_worker_speaks(deployed: Deployed, tmp_path: Path) -> None:
+    keys = [f"{number}.png" for number in range(3)]
+    deployed.upload(tmp_path, dict.fromkeys(keys, "read"))
+    assert pagefleet("submit", *keys, "--run-id", "talk", *COLOUR).exit_code == 0
+    started, seen = threading.Event(), threading.Event()
+
+    def hold(index: int, attempt: int) -> None:
+        started.set()
+        assert seen.wait(30)
+
+    deployed.agent.during = hold
+    run = open_batch_run(open_storage(), "s3://outputs/runs/talk", deployed.aws)
+    agent = threading.Thread(target=deployed.agent.run, args=(deployed.job("talk"),))
+    agent.start()
+    states, told = [], []
+    for line in follow_logs(run, None, sleep=lambda _: agent.join(30) if seen.is_set() else started.wait(30)):
+        states.append(run.status())
+        told.append(line.text)
+        seen.set()
+    agent.join()
+    assert states[0] == "RUNNING"  # the first lines come before the end
+    assert states[-1] == "SUCCEEDED"
+    receipts = [json.loads(text)["task"] for text in told if text.startswith('{"task"')]
+    assert sorted(receipts) == keys
 
 
 def test_cancel_ends_a_live_run_once(deployed: Deployed, tmp_path: Path) -> None:

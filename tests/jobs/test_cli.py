@@ -163,7 +163,7 @@ def test_a_dry_run_touches_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
     done = pagefleet("run", "in", "--out", "out", "--dry-run", *COLOUR, cwd=folder)
     assert done.returncode == 0
-    assert "would read 3 documents as 3 tasks in 1 shards" in done.stdout
+    assert "would read 3 documents as 3 tasks in 1 shard with" in done.stdout
     as_json = pagefleet("run", "in", "--dry-run", "--json", *COLOUR, cwd=folder)
     assert json.loads(as_json.stdout)["documents"] == 3
     assert sorted(folder.rglob("*")) == before
@@ -266,7 +266,7 @@ def test_key_lists_may_name_what_is_not_there(folder: Path) -> None:
     (folder / "keys").write_text("in/a.png\n\nin/gone.png\nin/a.png\nin/deep\n")
     done = pagefleet("run", "--keys-file", "keys", "--out", "out", *COLOUR, cwd=folder)
     assert done.returncode == 3
-    assert "1 duplicate inputs" in done.stderr
+    assert "1 duplicate input:" in done.stderr
     documents = open_run(str(folder / "out")).documents()
     assert {document.name: document.message.partition(":")[0] for document in documents} == {
         "a.png": "",
@@ -322,7 +322,7 @@ def test_collect_and_report_can_be_run_again(folder: Path) -> None:
     (folder / "out/documents/a.png.json").unlink()
     done = pagefleet("collect", "out", cwd=folder)
     assert done.returncode == 4
-    assert "1 documents have no outcome" in done.stderr
+    assert "1 document has no outcome" in done.stderr
     assert pagefleet("report", "out", cwd=folder).stdout == "out/report.html\n"
     assert pagefleet("resume", "out", cwd=folder).returncode == 4  # the receipt says that it was read
     (folder / "out/receipts/00000-1.jsonl").unlink()

@@ -143,7 +143,7 @@ class TestKeysFile:
         assert keys == ["s3://b/a b.png", "s3://b/trailing ", "s3://b/한국어+%2F#.png", "s3://b/a b.png"]
         made = plan(*keys)
         assert made.documents == 3
-        assert made.warnings == ["1 duplicate inputs are read once"]
+        assert made.warnings == ["1 duplicate input: each document is read once"]
 
     def test_what_cannot_be_read_is_told(self, tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="cannot read the key list"):

@@ -55,6 +55,38 @@ def test_what_is_written_is_read(base: str, name: str, tmp_path: Path) -> None:
     assert list(storage.list(base + "/")) == []
 
 
+def test_of_two_who_create_one_wins(base: str) -> None:
+    storage = open_storage()
+    assert storage.create(f"{base}/claims/1", b"mine")
+    assert not storage.create(f"{base}/claims/1", b"theirs")
+    assert storage.read(f"{base}/claims/1") == b"mine"
+    assert [entry.uri for entry in storage.list(f"{base}/")] == [f"{base}/claims/1"]
+
+
+def test_a_creation_whose_answer_was_lost_is_known_again(s3: Any) -> None:
+    storage = open_storage()
+    storage.write("s3://outputs/claim", b"mine")  # as if the answer to the first request had been lost
+    assert storage.create("s3://outputs/claim", b"mine")
+
+
+def test_two_requests_at_once_are_told_apart_by_asking_again(s3: Any) -> None:
+    from botocore.exceptions import ClientError
+
+    class Busy:
+        answers = iter(["ConditionalRequestConflict", "PreconditionFailed"])
+
+        def put_object(self, **_: Any) -> None:
+            raise ClientError({"Error": {"Code": next(self.answers)}}, "PutObject")
+
+        def get_object(self, **asked: Any) -> Any:
+            return s3.get_object(**asked)
+
+    slept: list[float] = []
+    s3.put_object(Bucket="outputs", Key="claim", Body=b"theirs")
+    assert not S3Storage(Busy(), slept.append).create("s3://outputs/claim", b"mine")  # type: ignore[arg-type]
+    assert len(slept) == 1
+
+
 def test_upload(base: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 10_000)
     open_storage().upload(f"{base}/a/b", tmp_path / "file")

@@ -1,0 +1,13 @@
+"""How messages count things."""
+
+from __future__ import annotations
+
+
+def plural(count: int, noun: str) -> str:
+    """ "1 document", "1,200 documents"."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def have(count: int, noun: str) -> str:
+    """ "1 document has", "1,200 documents have"."""
+    return f"{plural(count, noun)} {'has' if count == 1 else 'have'}"
