@@ -13,10 +13,10 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --
 	--generate-hashes --no-emit-package pagefleet --strip-extras $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format schema lock clean
+.PHONY: help run test image-test lint format schema lock clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 run: $(VENV)/.run ## Read the documents in samples/ and write the results to out/samples
 	@rm -rf out/samples
@@ -25,13 +25,17 @@ run: $(VENV)/.run ## Read the documents in samples/ and write the results to out
 test: $(VENV)/.dev ## Run the whole test suite; ARGS="tests/worker -k tiff" runs a part of it
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-lint: $(VENV)/.dev ## Check style, format, types and workflows
+image-test: $(VENV)/.dev ## Build the worker's image with Docker or buildah, and see it work
+	@$(BIN)/python .ci/image_test.py
+
+lint: $(VENV)/.dev ## Check style, format, types, workflows and Dockerfile
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted as agreed: run 'make format'." >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/actionlint
 	@$(BIN)/zizmor --quiet --offline --persona pedantic --config .github/zizmor.yml .github > $(VENV)/zizmor.txt \
 		|| { cat $(VENV)/zizmor.txt; exit 1; }
+	@$(BIN)/hadolint worker/Dockerfile
 
 format: $(VENV)/.dev ## Put code into the agreed format
 	@$(BIN)/ruff check --quiet --fix .

@@ -1,6 +1,8 @@
 """The tag of the image: a hash of what goes into it, so that it changes exactly when the image does.
 
-It depends on the tracked files alone: not on the order of a listing, on line endings, caches or anything untracked.
+It depends on the tracked files alone: not on the order of a listing, on line endings, caches or anything untracked. Nor
+on modes, which worker/Dockerfile sets. What could be chosen when an image is built (its base, the weights it brings
+along) is chosen in that file, so that the tree says it all. Every target of it has the same tag, after its own name.
 """
 
 from __future__ import annotations
@@ -10,25 +12,29 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
-INPUTS = ("worker", "requirements/base.txt")  # files and folders, relative to the repository's root
+# Files and folders, relative to the repository's root: all that worker/Dockerfile copies, and what keeps files from it.
+INPUTS = ("worker", "requirements/base.txt", "requirements/gpu.txt", ".dockerignore")
+TARGETS = ("cpu", "gpu")  # of worker/Dockerfile; the registry's tags are `<target>-<tag>`
 TAG_LENGTH = 16  # hexadecimal digits: 64 bits
 
 
 def image_tag(root: Path) -> str:
-    """Tag of the image that would be built from the tree below `root`.
+    """Tag of the images that would be built from the tree below `root`.
 
     Raises: FileNotFoundError where an input is missing, RuntimeError where git can't list a repository.
     """
+    lines = "".join(f"{content} {name}\n" for name, content in image_inputs(root))
+    return hashlib.sha256(lines.encode()).hexdigest()[:TAG_LENGTH]
+
+
+def image_inputs(root: Path) -> list[tuple[str, str]]:
+    """What the tag is made of: names, in order, each with the SHA-256 of its content. Raises: as `image_tag`."""
     for name in INPUTS:
         if not (root / name).exists():
             raise FileNotFoundError(f"{root / name} goes into the image and is missing: check out the whole repository")
-    names = sorted(_tracked(root) if (root / ".git").exists() else _present(root))
-    tree = hashlib.sha256()
-    for name in names:
-        if (root / name).is_file():  # a tracked file may be deleted and not yet committed
-            content = hashlib.sha256(_normalised((root / name).read_bytes())).hexdigest()
-            tree.update(f"{content} {name}\n".encode())
-    return tree.hexdigest()[:TAG_LENGTH]
+    names = sorted(set(_tracked(root) if (root / ".git").exists() else _present(root)))
+    # A tracked file may be deleted and not yet committed.
+    return [(name, _content(root / name)) for name in names if (root / name).is_file()]
 
 
 def _tracked(root: Path) -> Iterable[str]:
@@ -48,6 +54,7 @@ def _present(root: Path) -> Iterable[str]:
                 yield path.relative_to(root).as_posix()
 
 
-def _normalised(content: bytes) -> bytes:
-    """Text with LF line ends; what has a NUL byte early on is binary, as git decides it."""
-    return content if b"\0" in content[:8000] else content.replace(b"\r\n", b"\n")
+def _content(path: Path) -> str:
+    """SHA-256 of text with LF line ends; what has a NUL byte early on is binary, as git decides it."""
+    content = path.read_bytes()
+    return hashlib.sha256(content if b"\0" in content[:8000] else content.replace(b"\r\n", b"\n")).hexdigest()

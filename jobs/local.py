@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -27,21 +25,10 @@ from worker.contract import ExitCode, Options, RunPaths
 from worker.decode import Decoder
 from worker.engines import check_engine
 from worker.storage import Storage, file_errors, to_uri, uri_path
+from worker.versions import library_versions
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-# Whose versions a reader of a result may want to know.
-LIBRARIES = (
-    "rapidocr",
-    "onnxruntime",
-    "openvino",
-    "pypdfium2",
-    "Pillow",
-    "pillow-heif",
-    "numpy",
-    "opencv-python-headless",
-)
 
 
 @dataclass(frozen=True)
@@ -178,14 +165,9 @@ def out_uri(out: str | None) -> str:
 
 def versions() -> dict[str, str]:
     """Of the program and of the libraries that decide what is read."""
-    found = {"pagefleet": __version__, "python": platform.python_version()}
+    found = {"pagefleet": __version__, **library_versions()}
     if revision := os.environ.get("PAGEFLEET_REVISION"):
         found["git"] = revision
-    for library in LIBRARIES:
-        try:
-            found[library.lower()] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

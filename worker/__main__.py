@@ -1,4 +1,5 @@
-"""`python -m worker`: one shard of a run, or one document, as its environment says (`worker.settings`).
+"""`python -m worker`: one shard of a run, or one document, as its environment says (`worker.settings`); with
+`--self-test`, a bundled page (`worker.self_test`).
 
 Ends with an `ExitCode`. Receipts and progress go to standard output, one JSON line each; all else to standard error.
 """
@@ -9,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Sequence
 
 from worker.contract import ExitCode
 from worker.errors import BadRequest, DocumentError, WorkerError
@@ -17,13 +19,15 @@ from worker.settings import Settings
 
 log = logging.getLogger("worker")
 
+SELF_TEST = "--self-test"
 
-def main() -> int:
+
+def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("botocore").setLevel(logging.WARNING)
     take_standard_output()
     try:
-        return _run(Settings.from_environment(os.environ))
+        return _run(Settings.from_environment(os.environ), arguments)
     except WorkerError as error:
         log.error("%s", error)
         return error.exit_code
@@ -35,10 +39,18 @@ def main() -> int:
         return ExitCode.CRASHED
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, arguments: Sequence[str]) -> int:
     from worker.shard import Drain, read_document, read_shard
     from worker.storage import open_storage
 
+    if list(arguments) == [SELF_TEST]:
+        from worker.self_test import self_test
+
+        return self_test(settings)
+    if arguments:
+        raise BadRequest(
+            f"{' '.join(arguments)}: the worker takes no arguments but {SELF_TEST}; its environment tells it"
+        )
     if settings.supervised:
         _die_with_parent()
     drain = Drain(settings.drain_seconds)
@@ -60,5 +72,5 @@ def _die_with_parent() -> None:
 
 
 if __name__ == "__main__":
-    code = main()
+    code = main(sys.argv[1:])
     os._exit(code)  # not sys.exit: an engine's threads may never come back

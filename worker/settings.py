@@ -23,7 +23,8 @@ class Settings:
     attempt: int = 1  # AWS_BATCH_JOB_ATTEMPT, plus PAGEFLEET_ATTEMPT_OFFSET where a run is resumed
     input_uri: str | None = None  # INPUT_S3_URI, the one-document form
     output_uri: str | None = None  # OUTPUT_S3_URI, likewise
-    engine: str = "rapidocr"  # PAGEFLEET_ENGINE, of the one-document form; a run names its own
+    engine: str = "rapidocr"  # PAGEFLEET_ENGINE, of the one-document form (a run names its own); an image without
+    # weights says "none"
     resumed_after: int = 0  # PAGEFLEET_ATTEMPT_OFFSET: the last attempt before a person resumed the run
     retry_failed: bool = False  # PAGEFLEET_RETRY_FAILED=1: read again what had failed before that
     supervised: Literal["suspects", "rest"] | None = None  # PAGEFLEET_SUPERVISED: see worker.supervisor
@@ -39,6 +40,7 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
         """Raises: BadRequest, naming the variable whose value is wrong."""
         revision = environment.get("PAGEFLEET_REVISION", "")
+        engine = environment.get("PAGEFLEET_ENGINE", "")
         offset = _integer(environment, "PAGEFLEET_ATTEMPT_OFFSET", 0, 0)
         supervised = environment.get("PAGEFLEET_SUPERVISED") or None
         if supervised not in (None, "suspects", "rest"):
@@ -50,7 +52,7 @@ class Settings:
             attempt=_integer(environment, "AWS_BATCH_JOB_ATTEMPT", 1, 1) + offset,
             input_uri=environment.get("INPUT_S3_URI") or None,
             output_uri=environment.get("OUTPUT_S3_URI") or None,
-            engine=environment.get("PAGEFLEET_ENGINE") or "rapidocr",
+            engine="rapidocr" if engine in ("", "none") else engine,
             resumed_after=offset,
             retry_failed=environment.get("PAGEFLEET_RETRY_FAILED", "") == "1",
             supervised=supervised,  # type: ignore[arg-type]

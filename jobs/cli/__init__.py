@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from jobs.cli import batch, workflow
+from jobs.cli import batch, image, workflow
 from jobs.errors import CliExit, JobError
 from jobs.wording import have, plural
 
@@ -393,4 +393,5 @@ def _fail(message: str, code: CliExit) -> NoReturn:
 
 
 batch.register(main)
+main.add_command(image.image)
 main.add_command(workflow.workflow)

@@ -79,7 +79,12 @@ def escape(text: str, *, start: bool = True) -> str:
     """
     text = escape_tags(text)
     text = _EMPHASIS.sub(lambda match: re.sub(r"([*_])", r"\\\1", match.group()), text)
-    return "\\" + text if start and _BLOCK.match(text) else text
+    return escape_start(text) if start else text
+
+
+def escape_start(text: str) -> str:
+    """Keeps markdown from reading a line's start as that of a heading, a quotation, a rule or a fence."""
+    return "\\" + text if _BLOCK.match(text) else text
 
 
 def escape_tags(text: str) -> str:

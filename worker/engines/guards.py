@@ -1,0 +1,68 @@
+"""Guards of generative models: how a loop is told from honest repetition, and how a page is tried after one."""
+
+from __future__ import annotations
+
+import re
+
+# Of the attempts at one page. A first reading is the likeliest one; a loop is left only with some chance (olmOCR and
+# Chandra raise the temperature likewise).
+TEMPERATURES: tuple[float, ...] = (0.0, 0.3, 0.6)
+
+# What a page can hold of the same thing, over and over. A4 at 7 points has some 120 rows, a sheet of small labels 65
+# times three lines; a leader or a field of a form has at most a line's characters, a row of a table some dozens of
+# cells. A loop goes on past all of them, until something stops it.
+SAME_LINES = 200  # lines, list items or table rows
+SAME_IN_LINE = 1000  # characters without a line's end, a tag counting as two: dots, underscores, cells of zeros ...
+SAME_WORDS_IN_LINE = 400  # ... and where there are letters in it
+SAME_TEXT = 8_000  # characters of something longer with letters in it, that comes eight times or more ...
+SAME_TABLE = 20_000  # ... and without letters: 120 rows of twelve zeros take 16,000 as HTML
+COPIES = 8
+LONGEST_UNIT = SAME_TABLE // COPIES
+
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>")
+_LINE_END = re.compile(r"\n|</tr>|</li>|</p>|</div>|<br")
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+def repeating_tail(text: str) -> int | None:
+    """Where a repetition begins that a loop makes: `text[:index]` has the repeated piece once. None where the text
+    ends in no loop; what repeats as a table of zeros, a dotted leader or a form does is none.
+
+    Takes time in proportion to the text's length, and of a long text without a loop only to `SAME_TABLE`.
+    """
+    tail = text[: -SAME_TABLE - LONGEST_UNIT - 1 : -1]  # reversed: what repeats at the end is a prefix that comes again
+    matches = _prefix_matches(tail, LONGEST_UNIT)
+    for period in range(1, len(matches)):
+        extent = period + matches[period]
+        if extent >= 2 * period and extent >= SAME_LINES and _is_loop(tail[:period][::-1], extent):
+            begin = len(text) - extent
+            while begin > 0 and text[begin - 1] == text[begin - 1 + period]:
+                begin -= 1
+            return begin + period
+    return None
+
+
+def _is_loop(unit: str, extent: int) -> bool:
+    """Whether `unit`, over and over for `extent` characters, is more than a page can hold."""
+    copies = extent / len(unit)
+    seen = _TAG.sub("", unit)
+    letters = _LETTER.search(seen) is not None
+    if lines := len(_LINE_END.findall(unit)):
+        return copies * lines > SAME_LINES or (copies >= COPIES and extent >= (SAME_TEXT if letters else SAME_TABLE))
+    width = len(_TAG.sub("··", unit))
+    return copies >= COPIES and copies * width > (SAME_WORDS_IN_LINE if letters else SAME_IN_LINE)
+
+
+def _prefix_matches(text: str, most: int) -> list[int]:
+    """How many characters from each of the first positions on are those that the text begins with (Z-algorithm)."""
+    size = len(text)
+    matches = [size] + [0] * min(most, size - 1) if text else []
+    left = right = 0
+    for position in range(1, len(matches)):
+        length = min(right - position, matches[position - left]) if position < right else 0
+        while position + length < size and text[length] == text[position + length]:
+            length += 1
+        if position + length > right:
+            left, right = position, position + length
+        matches[position] = length
+    return matches
