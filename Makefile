@@ -28,7 +28,7 @@ test: $(VENV)/.dev ## Run the whole test suite; ARGS="tests/worker -k tiff" runs
 image-test: $(VENV)/.dev ## Build the worker's image with Docker or buildah, and see it work
 	@$(BIN)/python .ci/image_test.py
 
-lint: $(VENV)/.dev ## Check style, format, types, workflows and Dockerfile
+lint: $(VENV)/.dev ## Check style, format, types, workflows and the Dockerfile
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "Not formatted as agreed: run 'make format'." >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary

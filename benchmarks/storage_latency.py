@@ -58,7 +58,7 @@ def leg(folder: str, documents: int, delay: float, engine_name: str) -> dict[str
         write_plan(open_storage(), paths, plan, describe_run(plan, "benchmark", engine_name, options, {}))
         tasks = [
             task.model_copy(update={"name": f"{number}/{task.name}"})
-            for number, task in zip(range(documents), itertools.cycle(plan.shard(0)), strict=False)
+            for number, task in zip(range(documents), itertools.cycle(next(plan.by_shard())), strict=False)
         ]
         storage: Any = Delayed(delay)
         engine = build_engine(engine_name, EngineSettings(threads=settings.threads))

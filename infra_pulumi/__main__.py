@@ -19,6 +19,7 @@ from infra_pulumi.network import Network
 from infra_pulumi.observability import Observability
 from infra_pulumi.place import Place
 from infra_pulumi.registry import Registry
+from infra_pulumi.secrets import upstage_secret
 from infra_pulumi.settings import load
 from infra_pulumi.storage import Storage
 
@@ -29,12 +30,20 @@ network = Network(place, settings.network)
 storage = Storage(place, settings.storage, protect=settings.protect)
 registry = Registry(place, tag=image_tag(ROOT), protect=settings.protect)
 logs = Logs(place, settings.alerts)
-identity = Identity(place, storage=storage, registry=registry, logs=logs, secret=settings.upstage_secret_arn)
+secret = upstage_secret(place).arn if settings.upstage_secret else None
+identity = Identity(place, storage=storage, registry=registry, logs=logs, secret=secret or settings.upstage_secret_arn)
 compute = Compute(place, settings.compute, network=network, identity=identity)
 definitions = JobDefinitions(place, settings, network=network, registry=registry, identity=identity, logs=logs)
 observability = Observability(place, settings.alerts, logs=logs, compute=compute)
 description = StackDescription(
-    place, network=network, storage=storage, registry=registry, compute=compute, definitions=definitions, logs=logs
+    place,
+    network=network,
+    storage=storage,
+    registry=registry,
+    compute=compute,
+    definitions=definitions,
+    logs=logs,
+    secret=secret,
 )
 pulumi.export("description", description.value)
 pulumi.export("dashboard", observability.dashboard.dashboard_name)

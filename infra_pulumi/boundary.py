@@ -43,7 +43,7 @@ def boundary(
     storage: Storage,
     registry: Registry,
     logs: Logs,
-    secret: str | None,
+    secret: pulumi.Input[str] | None,
     opts: pulumi.ResourceOptions,
 ) -> aws.iam.Policy:
     inputs, outputs = storage.inputs.arn, storage.outputs.arn
@@ -59,6 +59,6 @@ def boundary(
         allow(["logs:CreateLogStream", "logs:PutLogEvents"], [pulumi.Output.format("{0}:*", logs.jobs.arn)]),
         allow_unnamed([*MACHINES, *SHELLS]),
     ]
-    if secret:
+    if secret is not None:
         statements.append(allow(["secretsmanager:GetSecretValue"], [secret]))
     return aws.iam.Policy(f"{place.prefix}-boundary", path=PATH, policy=document(*statements), opts=opts)

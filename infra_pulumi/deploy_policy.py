@@ -82,6 +82,10 @@ PARAMETERS = (
     *("AddTagsToResource", "DeleteParameter", "GetParameter", "GetParameters", "ListTagsForResource", "PutParameter"),
     "RemoveTagsFromResource",
 )
+SECRETS = (  # all but their values
+    *("CreateSecret", "DeleteSecret", "DescribeSecret", "GetResourcePolicy", "RestoreSecret", "TagResource"),
+    *("UntagResource", "UpdateSecret"),
+)
 SERVICES = ("batch.amazonaws.com", "ecs.amazonaws.com", "spot.amazonaws.com")  # whose own roles Batch relies on
 
 
@@ -144,6 +148,7 @@ def deploy_statements(
         ),
         allow(_of("ssm", *PARAMETERS), [named("ssm", f"parameter{place.path}")]),
         allow_unnamed(["ssm:DescribeParameters"]),
+        allow(_of("secretsmanager", *SECRETS), [named("secretsmanager", f"secret:{prefix}-*")]),
     ]
 
 

@@ -36,6 +36,7 @@ class StackDescription(pulumi.ComponentResource):
         compute: Compute,
         definitions: JobDefinitions,
         logs: Logs,
+        secret: pulumi.Input[str] | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("pagefleet:aws:StackDescription", f"{place.prefix}-description", None, opts)
@@ -53,6 +54,7 @@ class StackDescription(pulumi.ComponentResource):
             },
             "queues": {kind: {"name": queue.name, "arn": queue.arn} for kind, queue in compute.queues.items()},
             "job_definitions": {name: _told(definition) for name, definition in definitions.definitions.items()},
+            **({} if secret is None else {"upstage_secret": secret}),
             "network": {"mode": network.mode, "vpc": network.vpc_id, "subnets": network.subnet_ids},
             "idle_monthly_usd": {
                 "nat_gateway": NAT_GATEWAY if network.mode == "private" else 0.0,

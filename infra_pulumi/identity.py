@@ -25,7 +25,6 @@ class Identity(pulumi.ComponentResource):
     training_role_arn: pulumi.Output[str]
     execution_role_arn: pulumi.Output[str]
     boundary_arn: pulumi.Output[str]
-    secret: str | None
 
     def __init__(
         self,
@@ -34,17 +33,16 @@ class Identity(pulumi.ComponentResource):
         storage: Storage,
         registry: Registry,
         logs: Logs,
-        secret: str | None,
+        secret: pulumi.Input[str] | None,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("pagefleet:aws:Identity", f"{place.prefix}-identity", None, opts)
         self._place = place
         self._child = pulumi.ResourceOptions(parent=self)
-        self.secret = secret
         self.boundary_arn = boundary(
             place, storage=storage, registry=registry, logs=logs, secret=secret, opts=self._child
         ).arn
-        key_of_upstage = [allow(["secretsmanager:GetSecretValue"], [secret])] if secret else []
+        key_of_upstage = [allow(["secretsmanager:GetSecretValue"], [secret])] if secret is not None else []
         self._instances()
 
         inputs, outputs = storage.inputs.arn, storage.outputs.arn

@@ -56,7 +56,7 @@ class JobDefinitions(pulumi.ComponentResource):
         self._identity = identity
         self._log_group = logs.jobs.name
         self._gpu_types = settings.compute.gpu_instance_types
-        jobs, secret = settings.jobs, identity.secret
+        jobs, secret = settings.jobs, settings.upstage_secret_arn
         self.definitions = {
             "ocr-gpu": self._gpu("ocr-gpu", jobs.ocr_gpu, identity.job_role_arn),
             "ocr-cpu": self._cpu("ocr-cpu", jobs.ocr_cpu, identity.job_role_arn, secret),

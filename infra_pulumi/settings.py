@@ -190,6 +190,8 @@ class Settings(Section):
     alerts: AlertSettings = AlertSettings()
     # A secret whose whole value is the key of the Upstage API; its job definition is refused where it has no value.
     upstage_secret_arn: Annotated[str, Field(pattern=r"^arn:.+:secretsmanager:.+:secret:.+$")] | None = None
+    # Or a secret of the stack's own, made without a value: runs of engine `upstage` alone read it.
+    upstage_secret: bool = False
 
     @field_validator("region")
     @classmethod
@@ -197,6 +199,12 @@ class Settings(Section):
         if region not in REGIONS:
             raise ValueError(f"is {region!r}; choose one of {', '.join(REGIONS)}")
         return region
+
+    @model_validator(mode="after")
+    def _one_secret(self) -> Settings:
+        if self.upstage_secret and self.upstage_secret_arn:
+            raise ValueError("upstageSecret makes a secret and upstageSecretArn names another: leave one out")
+        return self
 
     @model_validator(mode="after")
     def _jobs_fit(self) -> Settings:

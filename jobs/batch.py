@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import uuid
 from collections import Counter
@@ -13,11 +14,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
 from jobs.aws import Aws, chunks
+from jobs.dataset import DatasetRequest, plan_dataset
 from jobs.errors import JobError, UsageError
 from jobs.local import page_counter, versions
 from jobs.plan import (
@@ -36,6 +39,7 @@ from jobs.stack import JobDefinition, Stack
 from jobs.wording import plural
 from worker.contract import Options, Record, RunPaths
 from worker.engines import ENGINES
+from worker.engines.presets import PRESETS, licence_of
 from worker.errors import DocumentError, TryAgain
 from worker.storage import NotFound, Storage
 
@@ -128,6 +132,7 @@ class Request:
     engine: str
     options: Options
     sharding: Sharding
+    dataset: DatasetRequest | None = None  # instead of keys
 
 
 class BatchRun:
@@ -224,24 +229,57 @@ def choose_definition(stack: Stack, engine: str, on: str | None) -> str:
 
 
 def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
-    """Raises: UsageError where there is nothing to read."""
-    warnings: list[str] = []
-
-    def to_input(key: str) -> str:
-        return key if "://" in key else f"s3://{stack.buckets.inputs}/{key}"
+    """Raises: UsageError where there is nothing to read, or the model lies on this machine."""
+    warnings = _licence_warnings(stack, request)
+    model = str(request.options.engine_options.get("model", ""))
+    if request.engine in PRESETS and (os.path.isdir(model) or model.startswith(("/", ".", "~"))):
+        raise UsageError(f"--model {model} lies on this machine: copy it to s3:// for a run on AWS")
+    if request.dataset:
+        plan = plan_dataset(storage, request.dataset, request.engine, request.options.engine_options)
+        plan.warnings = warnings + plan.warnings
+        return plan
+    to_input = partial(input_uri, stack)
 
     def uris() -> Iterator[str]:
         for key in request.keys:
-            yield from find_inputs(storage, [_in_s3(to_input(key))], warnings=warnings)
+            yield from find_inputs(storage, [to_input(key)], warnings=warnings)
         for prefix in request.prefixes:
-            yield from find_below(storage, _in_s3(to_input(prefix)), warnings)
+            yield from find_below(storage, to_input(prefix), warnings)
         if request.keys_file:
-            yield from map(_in_s3, read_keys_file(request.keys_file, to_input))
+            yield from read_keys_file(request.keys_file, to_input)
 
     with page_counter(storage, request.options) as count_pages:
         plan = make_plan(uris(), request.sharding, count_pages=count_pages)
     plan.warnings = warnings + plan.warnings
     return plan
+
+
+def with_secret(options: Options, engine: str, stack: Stack) -> Options:
+    """The options, with the stack's own secret as the source of Upstage's key where nothing else was named."""
+    if engine == "upstage" and stack.upstage_secret:
+        options.engine_options.setdefault("key_secret", stack.upstage_secret)
+    return options
+
+
+def input_uri(stack: Stack, key: str) -> str:
+    """A key of the inputs bucket, or an `s3://` URI.
+
+    Raises: UsageError for anything else.
+    """
+    uri = key if "://" in key else f"s3://{stack.buckets.inputs}/{key}"
+    if not uri.startswith("s3://"):
+        raise UsageError(f"{uri} is not in S3: a run on AWS reads s3:// keys. Upload it, or use `pagefleet run`")
+    return uri
+
+
+def _licence_warnings(stack: Stack, request: Request) -> list[str]:
+    licence = licence_of(request.engine, request.options.engine_options)
+    if licence is None or stack.region not in licence.excluded_regions:
+        return []
+    return [
+        f"stack {stack.stack} is in {stack.region}, and {request.engine}'s licence ({licence.name}) says: "
+        f"{licence.limits}. Use a stack elsewhere, or another engine, unless you have an agreement of your own"
+    ]
 
 
 def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str) -> None:
@@ -503,9 +541,3 @@ def _attempt(detail: dict[str, Any]) -> Attempt:
 
 def _time(milliseconds: int | None) -> datetime | None:
     return datetime.fromtimestamp(milliseconds / 1000, UTC) if milliseconds else None
-
-
-def _in_s3(uri: str) -> str:
-    if not uri.startswith("s3://"):
-        raise UsageError(f"{uri} is not in S3: a run on AWS reads s3:// keys. Upload it, or use `pagefleet run`")
-    return uri

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.dataset import write_labels
 from jobs.errors import UsageError
 from jobs.results import Document, RunFolder
 from jobs.summary import Summary, Tally
@@ -68,6 +69,9 @@ def collect(
     folder.storage.write(folder.paths.file("summary.json"), (summary.model_dump_json(indent=1) + "\n").encode())
     markdown = summary.to_markdown() + _listed(troubled, troubles)
     folder.storage.write(folder.paths.file("summary.md"), markdown.encode())
+    if folder.run.dataset:  # last: where the dataset has gone, all else is there
+        markdown += _labelled(write_labels(folder), folder.run.dataset.output)
+        folder.storage.write(folder.paths.file("summary.md"), markdown.encode())
     return summary
 
 
@@ -155,6 +159,12 @@ def _listed(troubled: list[Document], troubles: int) -> str:
         "\n".join(["\n### Documents to look at\n", "| document | outcome | why |", "| --- | --- | --- |", *rows, *more])
         + "\n"
     )
+
+
+def _labelled(counts: dict[str, int], name: str) -> str:
+    """The rows of the labelled set, for summary.md."""
+    told = ", ".join(f"{count:,} {status}" for status, count in sorted(counts.items()))
+    return f"\n### Labelled rows\n\n{sum(counts.values()):,} ({told}), in `{name}`.\n"
 
 
 def _cell(text: str) -> str:

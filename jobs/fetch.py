@@ -27,7 +27,7 @@ STREAMS = 100  # that one FilterLogEvents takes
 FOLLOW_SECONDS = 5.0
 LATE = 10_000  # milliseconds that CloudWatch may be late with a line
 
-_FOLDERS_OF_DOCUMENTS = ("documents/", "parts/", "results.")
+_FOLDERS_OF_DOCUMENTS = ("documents/", "parts/", "labels/", "results.")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from jobs.collect import collect
+from jobs.dataset import DatasetRequest, dataset_name, plan_dataset
 from jobs.errors import JobError, UsageError
 from jobs.plan import Plan, Sharding, describe_run, find_inputs, make_plan, new_run_id, read_keys_file, write_plan
 from jobs.progress import Progress
@@ -40,6 +41,7 @@ class Request:
     engine: str
     options: Options
     sharding: Sharding
+    dataset: DatasetRequest | None = None  # instead of inputs
 
 
 class Refused(JobError):
@@ -67,6 +69,8 @@ def check_out(storage: Storage, out: str) -> None:
 def plan_run(storage: Storage, request: Request, out: str) -> Plan:
     """Raises: UsageError where there is nothing to read, or the engine doesn't exist."""
     check_engine(request.engine)
+    if request.dataset:
+        return plan_dataset(storage, request.dataset, request.engine, request.options.engine_options)
     warnings: list[str] = []
 
     def uris() -> Iterator[str]:
@@ -158,9 +162,15 @@ def shown(uri: str) -> str:
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
-def out_uri(out: str | None) -> str:
-    """Where a run goes: as asked, or `runs/<run id>` below the current folder."""
-    return to_uri(out or f"runs/{new_run_id()}").rstrip("/")
+def out_uri(out: str | None, dataset: DatasetRequest | None = None) -> str:
+    """Where a run goes: as asked, or `runs/<run id>` below the current folder; `runs/<name>` of a dataset, so that the
+    same command with `--resume` finds it again."""
+    return to_uri(out or f"runs/{dataset_name(dataset.uri) if dataset else new_run_id()}").rstrip("/")
+
+
+def find_run(storage: Storage, out: str) -> RunFolder | None:
+    """The run that is there already; None where none is."""
+    return RunFolder(storage, out) if storage.exists(RunPaths(out).run) else None
 
 
 def versions() -> dict[str, str]:

@@ -12,8 +12,9 @@ import os
 import random
 import stat
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -21,8 +22,9 @@ from urllib.parse import quote
 
 from jobs.errors import UsageError
 from jobs.wording import plural
-from worker.contract import Counts, Options, Run, RunPaths, Task
+from worker.contract import Counts, Dataset, Options, Run, RunPaths, Task
 from worker.decode import LAST_PAGE, format_pages, parse_pages
+from worker.engines.options import refuse_secrets
 from worker.errors import DocumentError
 from worker.storage import Storage, path_uri, split_s3, to_uri, uri_path
 
@@ -37,22 +39,29 @@ TASKS_PER_SHARD = 1_000  # unless told otherwise: a process is renewed and a ret
 WRITERS = 16  # shards written at the same time: 10,000 of them, one after the other, would take S3 ten minutes
 
 PageCount = Callable[[str], int]
+# uri, name, pages, part, parts
+PlannedTask = tuple[str, str, str | None, int | None, int | None]
 
 
 @dataclass
 class Plan:
-    """What will be read. `tasks` are (uri, name, pages, part, parts), in the order they were asked for."""
+    """What will be read, in the order it was asked for."""
 
     root: str
-    tasks: list[tuple[str, str, str | None, int | None, int | None]]
+    tasks: Collection[PlannedTask]
     documents: int
     shards: int
     warnings: list[str] = field(default_factory=list)
+    dataset: Dataset | None = None
 
-    def shard(self, number: int) -> Iterator[Task]:
-        """The tasks of one shard. They are dealt round, so that neighbours, which often are alike, are shared out."""
-        for uri, name, pages, part, parts in self.tasks[number :: self.shards]:
-            yield Task(uri=uri, name=name, pages=pages, part=part, parts=parts)
+    def by_shard(self) -> Iterator[list[Task]]:
+        """The tasks of each shard. They are dealt round, so that neighbours, which often are alike, are shared out."""
+        tasks = list(self.tasks)
+        for number in range(self.shards):
+            yield [
+                Task(uri=uri, name=name, pages=pages, part=part, parts=parts)
+                for uri, name, pages, part, parts in tasks[number :: self.shards]
+            ]
 
 
 @dataclass(frozen=True)
@@ -127,35 +136,40 @@ def make_plan(uris: Iterable[str], sharding: Sharding, *, count_pages: PageCount
         raise UsageError("nothing to read: the inputs hold no document")
     root = _common_root(documents)
     names, changed = _name_all(documents, len(root))
-    plan = Plan(root=_root_uri(root), tasks=[], documents=len(documents), shards=1)
+    tasks: list[PlannedTask] = []
+    plan = Plan(root=_root_uri(root), tasks=tasks, documents=len(documents), shards=1)
     for uri, name in zip(documents, names, strict=True):
         ranges = _cut(uri, sharding, count_pages)
         if len(ranges) == 1:
-            plan.tasks.append((uri, name, ranges[0], None, None))
+            tasks.append((uri, name, ranges[0], None, None))
         else:
-            plan.tasks.extend((uri, name, pages, part, len(ranges)) for part, pages in enumerate(ranges, 1))
+            tasks.extend((uri, name, pages, part, len(ranges)) for part, pages in enumerate(ranges, 1))
     if duplicates:
         plan.warnings.append(f"{plural(duplicates, 'duplicate input')}: each document is read once")
     if changed:
         plan.warnings.append(
             f"{plural(changed, 'document')} named differently from the key: see `name` and `uri` in shards/"
         )
-    wanted = sharding.shards or max(sharding.at_least, -(-len(plan.tasks) // TASKS_PER_SHARD))
-    plan.shards = min(wanted, len(plan.tasks), MAX_SHARDS)
+    wanted = sharding.shards or max(sharding.at_least, -(-len(tasks) // TASKS_PER_SHARD))
+    plan.shards = min(wanted, len(tasks), MAX_SHARDS)
     return plan
 
 
 def write_plan(storage: Storage, paths: RunPaths, plan: Plan, run: Run) -> None:
     """Writes the shards, and `run.json` last: a folder without it holds no run."""
 
-    def write(number: int) -> None:
-        lines = "".join(task.to_json() + "\n" for task in plan.shard(number))
-        storage.write(paths.shard(number), lines.encode())
+    def write(number: int, tasks: list[Task]) -> None:
+        storage.write(paths.shard(number), "".join(task.to_json() + "\n" for task in tasks).encode())
 
     try:
         with ThreadPoolExecutor(WRITERS) as pool:
-            for _ in pool.map(write, range(plan.shards)):
-                pass
+            ahead: deque[Future[None]] = deque()
+            for number, tasks in enumerate(plan.by_shard()):
+                ahead.append(pool.submit(write, number, tasks))
+                if len(ahead) >= 2 * WRITERS:
+                    ahead.popleft().result()
+            for future in ahead:
+                future.result()
         storage.write(paths.run, run.to_json().encode())
     except BaseException:  # Ctrl-C too: half a plan would be in the way of the next run
         for number in range(plan.shards):
@@ -173,6 +187,8 @@ def known_pages(uri: str, ranges: str | None) -> int | None:
 
 
 def describe_run(plan: Plan, run_id: str, engine: str, options: Options, versions: dict[str, str]) -> Run:
+    """Raises: BadRequest where an engine's option is a secret, which a run's record would tell."""
+    refuse_secrets(options.engine_options)
     return Run(
         id=run_id,
         created=datetime.now(UTC).replace(microsecond=0),
@@ -182,6 +198,7 @@ def describe_run(plan: Plan, run_id: str, engine: str, options: Options, version
         counts=Counts(documents=plan.documents, tasks=len(plan.tasks), shards=plan.shards),
         versions=versions,
         warnings=plan.warnings,
+        dataset=plan.dataset,
     )
 
 
@@ -304,7 +321,9 @@ def _name_all(uris: Sequence[str], root: int) -> tuple[list[str], int]:
     changed = 0
     for number, uri in enumerate(uris):
         segments = _segments(uri)[root:]
-        name = "/".join([*(_safe(segment, folder=True) for segment in segments[:-1]), _safe(segments[-1])])
+        name = "/".join(
+            [*(safe_segment(segment, folder=True) for segment in segments[:-1]), safe_segment(segments[-1])]
+        )
         if len(name.encode()) > MAX_NAME_BYTES:
             head = name.encode()[: MAX_NAME_BYTES - MAX_SEGMENT_BYTES - 16].decode(errors="ignore").rstrip("/.")
             name = f"{head}~{hashlib.sha1(name.encode()).hexdigest()[:8]}/{name.rpartition('/')[2]}"
@@ -340,7 +359,7 @@ def _marked(name: str, uri: str) -> str:
     return f"{stem}~{mark}.{suffix}" if dot and "/" not in suffix else f"{name}~{mark}"
 
 
-def _safe(segment: str, *, folder: bool = False) -> str:
+def safe_segment(segment: str, *, folder: bool = False) -> str:
     """A segment that every file system takes, and that stays below the folder it is put in."""
     if segment in ("", ".", ".."):
         return "_" + "%2E" * len(segment)

@@ -25,6 +25,7 @@ from worker import layout
 from worker.contract import Failure, Page, Receipt, Result, Run, RunPaths, Task
 from worker.decode import parse_pages
 from worker.errors import DocumentError
+from worker.outcomes import read_outcome
 from worker.pipeline import join_markdown
 from worker.receipts import read_receipts
 from worker.storage import NotFound, Storage, open_storage, to_uri
@@ -96,7 +97,7 @@ class Document:
 
 
 class RunFolder:
-    """Reads a run's folder. The names of what has an outcome are kept in memory, documents never."""
+    """Reads a run's folder, documents in constant memory."""
 
     def __init__(self, storage: Storage, uri: str) -> None:
         """Raises: UsageError where there is no run."""
@@ -162,12 +163,9 @@ class RunFolder:
 
     def outcome(self, task: Task) -> Result | Failure | None:
         """A result wins over a failure that a later attempt made good."""
-        result, failure = self.paths.result(task), self.paths.failure(task)
-        if result in self._existing:
-            return Result.model_validate_json(self.storage.read(result))
-        if failure in self._existing:
-            return Failure.model_validate_json(self.storage.read(failure))
-        return None
+        if self._existing.isdisjoint((self.paths.result(task), self.paths.failure(task))):
+            return None
+        return read_outcome(self.storage, self.paths, task)
 
     def receipt_files(self) -> list[tuple[int, int]]:
         """(shard, attempt) of every receipts file."""

@@ -64,6 +64,7 @@ class Stack(_Part):
     queues: dict[str, Queue]
     job_definitions: dict[str, JobDefinition]
     network: Network
+    upstage_secret: str | None = None  # ARN of the stack's own, where it has one
     idle_monthly_usd: dict[str, float] = {}
 
     def run_uri(self, run_id: str) -> str:

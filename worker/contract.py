@@ -99,6 +99,9 @@ class Page(Record):
     markdown: str = ""
     lines: list[Line] = []
     error: str | None = None  # only of a failed page
+    # Width and height of the image as it was decoded upright by its EXIF tag, where it was scaled down for the engine:
+    # `width` and `height` are then smaller, and so are all polygons.
+    scaled_from: tuple[int, int] | None = None
     engine: dict[str, Any] | None = None  # what the engine tells of this page: tokens, stop reason, retries
 
 
@@ -116,6 +119,7 @@ class Meta(Record):
     worker: str  # version of this package and git revision
     etag: str | None = None
     attempt: int = 1
+    source_pages: int | None = None  # of the whole document, where only some were asked for
 
 
 class Result(Record):
@@ -155,6 +159,7 @@ class Task(Record):
     pages: str | None = None
     part: int | None = None
     parts: int | None = None
+    row: int | None = None  # of the dataset, from 0, where the run reads one
 
     @property
     def key(self) -> str:
@@ -182,6 +187,20 @@ class Counts(Record):
     shards: int
 
 
+class Dataset(Record):
+    """The parquet file whose rows a run labels: one image a row, `batch_size` rows a shard."""
+
+    uri: str
+    rows: int
+    fingerprint: str  # of its footer, and of samples of what it holds
+    addresses: str  # hash of all rows' image URIs in their order
+    image_column: str
+    image_root: str  # URI of the folder that relative paths start from
+    batch_size: int
+    output: str  # the labelled set's file name in the run's folder
+    accepted_licence: str | None = None  # of an engine that forbids training on its output, where a person accepted it
+
+
 class Run(Record):
     """`run.json`: what was asked for, and with which versions."""
 
@@ -194,6 +213,7 @@ class Run(Record):
     counts: Counts
     versions: dict[str, str] = {}
     warnings: list[str] = []  # of the plan: duplicates dropped, names that had to be changed
+    dataset: Dataset | None = None
 
 
 class Receipt(Record):
@@ -251,6 +271,10 @@ class RunPaths:
 
     def marker(self, shard: int) -> str:
         return self.file(f"markers/{shard:05d}.json")
+
+    def labels(self, shard: int) -> str:
+        """What came of a shard's rows, where the run reads a dataset."""
+        return self.file(f"labels/{shard:05d}.parquet")
 
     def receipts(self, shard: int, attempt: int) -> str:
         return self.file(f"receipts/{shard:05d}-{attempt}.jsonl")

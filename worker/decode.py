@@ -295,7 +295,9 @@ class _Child:
             raise self._garbage()
         match header:
             case {"kind": "page", "width": int(width), "height": int(height), "blank": bool(blank)}:
-                page = DecodedPage(PageImage(number, self._pixels(width, height, deadline)), blank)
+                whole = header.get("scaled_from")
+                scaled_from = (int(whole[0]), int(whole[1])) if whole else None
+                page = DecodedPage(PageImage(number, self._pixels(width, height, deadline), scaled_from), blank)
                 self._delivered += 1
             case {"kind": "bad", "code": str(code), "message": str(message)}:
                 page = BadPage(number, FailureCode(code), message)

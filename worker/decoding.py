@@ -61,6 +61,7 @@ class Document(Protocol):
 
     total: int
     warnings: list[str]
+    scaled_from: tuple[int, int] | None  # of the page that `page` gave last: see `worker.contract.Page`
 
     def page(self, number: int) -> Pixels: ...  # (height, width, 3) RGB, C-contiguous
 
@@ -191,6 +192,7 @@ class PdfDocument:
     """Pages rendered by PDFium, annotations and form fields included, one at a time."""
 
     warnings: list[str] = []
+    scaled_from: tuple[int, int] | None = None  # points have no pixels
 
     def __init__(self, path: str, settings: Settings) -> None:
         import pypdfium2
@@ -251,6 +253,7 @@ class ImageDocument:
         self._settings = settings
         self._kind = kind
         self.warnings: list[str] = []
+        self.scaled_from: tuple[int, int] | None = None
         _load_plugin(kind)
         self.total = count_tiff_frames(path) if kind == "TIFF" else 1
         try:
@@ -271,12 +274,16 @@ class ImageDocument:
             self._image.seek(number - 1)
         self._check_size()
         limit = self._settings.longest_side
+        size = self._image.size
         if self._kind == "JPEG" and max(self._image.size) > 2 * limit:
             self._image.draft(None, (limit * 2, limit * 2))  # decodes at 1/2, 1/4 or 1/8, never below this size
         self._image.load()
-        turn = _ORIENTATIONS.get(_orientation(self._image))
+        orientation = _orientation(self._image)
+        turn = _ORIENTATIONS.get(orientation)
         image = to_rgb(shrink(continuous(self._image), limit))
         image = image if turn is None else image.transpose(turn)
+        upright = size[::-1] if orientation in _SIDEWAYS else size
+        self.scaled_from = upright if max(size) > limit else None
         return np.asarray(image)
 
     def _check_size(self) -> None:
@@ -384,6 +391,7 @@ _ORIENTATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 def _serve_open(path: str, settings: Settings, frames: int) -> Document | None:
@@ -416,7 +424,9 @@ def _serve_pages(document: Document, ranges: list[tuple[int, int]], frames: int)
                 send(frames, kind="bad", number=number, code="corrupt", message=message)
             else:
                 height, width, _ = pixels.shape
-                send(frames, pixels, kind="page", number=number, width=width, height=height, blank=blank)
+                scaled_from = document.scaled_from
+                header = {"number": number, "width": width, "height": height, "scaled_from": scaled_from}
+                send(frames, pixels, kind="page", blank=blank, **header)
                 del pixels
                 _give_back_memory()
 

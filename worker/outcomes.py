@@ -9,7 +9,7 @@ from worker.contract import Failure, FailureCode, Receipt, Result, RunPaths, Tas
 from worker.errors import BadRequest
 from worker.receipts import read_receipts
 from worker.settings import Settings
-from worker.storage import Storage, uri_path
+from worker.storage import NotFound, Storage, uri_path
 
 
 class RunPlaces:
@@ -89,6 +89,18 @@ class Ended:
             return False
         again = self._settings.retry_failed and receipt.attempt <= self._settings.resumed_after
         return receipt.outcome == "ok" or not again
+
+
+def read_outcome(storage: Storage, paths: RunPaths, task: Task) -> Result | Failure | None:
+    """What became of a task; a result wins over a failure that a later attempt made good."""
+    try:
+        return Result.model_validate_json(storage.read(paths.result(task)))
+    except NotFound:
+        pass
+    try:
+        return Failure.model_validate_json(storage.read(paths.failure(task)))
+    except NotFound:
+        return None
 
 
 def write_failure(

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from worker import layout
 from worker.contract import Failure, FailureCode, Meta, Options, Page, Receipt, Result, Task
@@ -189,6 +189,7 @@ class Pipeline:
             with document.at_work():
                 pages = decoder.pages(str(document.fetched.path), document.task.pages)
             document.warnings += pages.warnings
+            document.source_pages = pages.total
             self._job.receipts.expect_pages(pages.asked)
             while True:
                 with document.at_work():
@@ -337,6 +338,7 @@ class _Document:
         self.fetched: Fetched | None = None
         self.error: DocumentError | None = None
         self.warnings: list[str] = []
+        self.source_pages: int | None = None  # whether they are asked for or not
         self.touched = False  # a page of it has reached the engine's queue
         self._job = job
         self._seconds = 0.0  # of work on it; waiting for others doesn't count
@@ -378,9 +380,17 @@ class _Document:
         with self._lock:
             self._pages.append(page)
 
-    def fail_page(self, number: int, code: FailureCode, message: str, image: PageImage | None = None) -> None:
+    def fail_page(
+        self,
+        number: int,
+        code: FailureCode,
+        message: str,
+        image: PageImage | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
         width, height = (image.width, image.height) if image else (0, 0)
-        page = Page(number=number, width=width, height=height, status="failed", error=_scrub(message))
+        page = Page(number=number, width=width, height=height, status="failed", error=_scrub(message), engine=details)
+        page.scaled_from = image.scaled_from if image else None
         with self._lock:
             self._codes.append(code)
             self._pages.append(page)
@@ -390,7 +400,7 @@ class _Document:
             if isinstance(text, Exception):
                 raise text
             if text.error is not None:
-                self.fail_page(image.number, FailureCode.ENGINE_ERROR, text.error, image)
+                self.fail_page(image.number, FailureCode.ENGINE_ERROR, text.error, image, text.details)
                 return
             page = Page(
                 number=image.number,
@@ -401,6 +411,7 @@ class _Document:
                 markdown=text.markdown or "",
                 lines=text.lines,
                 engine=text.details,
+                scaled_from=image.scaled_from,
             )
         except Exception as error:  # raised by the engine, or what it returned is no text of a page
             self._trace = _tail(error)
@@ -408,6 +419,10 @@ class _Document:
         else:
             self._written_by_engine |= text.markdown is not None
             self.add_page(page)
+            with self._lock:
+                self.warnings += [
+                    f"page {image.number}: {warning}" for warning in (text.details or {}).get("warnings", [])
+                ]
 
     def fail(self, code: FailureCode, error: Exception) -> None:
         """Ends the document for a reason that nobody foresaw."""
@@ -462,6 +477,7 @@ class _Document:
                 worker=job.settings.version,
                 etag=self._etag,
                 attempt=job.settings.attempt,
+                source_pages=self.source_pages if self.source_pages != len(pages) else None,
                 markdown_by="engine" if self._written_by_engine else "layout",
             ),
             status="partial" if failed else "ok",
@@ -501,7 +517,9 @@ def _scrub(text: str) -> str:
 
 
 def _page(image: PageImage, status: Literal["ok", "blank"]) -> Page:
-    return Page(number=image.number, width=image.width, height=image.height, status=status)
+    return Page(
+        number=image.number, width=image.width, height=image.height, status=status, scaled_from=image.scaled_from
+    )
 
 
 @dataclass

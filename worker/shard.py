@@ -18,6 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from worker.contract import ExitCode, FailureCode, Marker, Options, Run, RunPaths, Task
 from worker.engines import Engine, EngineSettings, build_engine
 from worker.errors import BadRequest, DocumentError, TryAgain
+from worker.labels import write_part
 from worker.marker import InFlight, read_marker
 from worker.outcomes import Ended, OnePlace, RunPlaces, write_failure
 from worker.pipeline import EngineStuck, Job, Pipeline
@@ -68,7 +69,7 @@ class Drain:
 
 
 def read_shard(settings: Settings, storage: Storage, drain: Drain) -> ExitCode:
-    """Reads what is left of a shard.
+    """Reads what is left of a shard, and of a dataset's rows writes down what came of them.
 
     Raises: WorkerError with the exit code that the process must end with.
     """
@@ -76,13 +77,33 @@ def read_shard(settings: Settings, storage: Storage, drain: Drain) -> ExitCode:
     paths = RunPaths(to_uri(settings.run_uri))
     settings = _with_number(settings, storage)
     run, tasks = _load(storage, paths, settings.shard)
+    ended = Ended(settings, storage, paths) if settings.attempt > 1 else None
+    if run.dataset is None or settings.supervised or not tasks:
+        return _read_tasks(settings, storage, drain, paths, run, tasks, ended)
+    part = paths.labels(settings.shard)
+    outdated = ended is None or not all(map(ended, tasks))
+    if ended and outdated:
+        storage.write(part, b"")  # what it says will not be true any more; jobs on AWS may delete nothing here
+    code = _read_tasks(settings, storage, drain, paths, run, tasks, ended)
+    if code is ExitCode.OK and (outdated or not storage.exists(part)):
+        write_part(storage, paths, settings.shard, tasks)
+    return code
+
+
+def _read_tasks(
+    settings: Settings,
+    storage: Storage,
+    drain: Drain,
+    paths: RunPaths,
+    run: Run,
+    tasks: list[Task],
+    ended: Ended | None,
+) -> ExitCode:
     own_receipts = None if settings.supervised else paths.receipts(settings.shard, settings.attempt)
     receipts = ReceiptLog(storage, own_receipts, progress_seconds=settings.progress_seconds)
     receipts.flush()  # the attempt has begun: a resumed run counts on from it
     marker = Marker(attempt=settings.attempt)
-    ended: Ended | None = None
-    if settings.attempt > 1:
-        ended = Ended(settings, storage, paths)
+    if ended:
         left = read_marker(storage, paths.marker(settings.shard))
         if left and (left.in_flight or left.suspects) and not settings.supervised:
             supervisor = Supervisor(settings, storage, paths, tasks, ended, receipts)
@@ -168,7 +189,14 @@ def _load(storage: Storage, paths: RunPaths, shard: int) -> tuple[Run, list[Task
 
 def _engine(name: str, settings: Settings, options: Options) -> Engine:
     return build_engine(
-        name, EngineSettings(threads=settings.threads, lang=options.lang, options=options.engine_options)
+        name,
+        EngineSettings(
+            threads=settings.threads,
+            timeout=options.engine_timeout,
+            lang=options.lang,
+            options=options.engine_options,
+            api_keys=settings.api_keys,
+        ),
     )
 
 

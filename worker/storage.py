@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import random
 import stat
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from worker.contract import FailureCode
@@ -26,6 +27,8 @@ from worker.errors import BadRequest, DocumentError, TryAgain
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+
+    from worker.dataset import RowImages
 
 T = TypeVar("T")
 
@@ -91,6 +94,10 @@ class Storage(Protocol):
 
     def fetch(self, uri: str, folder: Path) -> Fetched:
         """The document as a local file: itself where it is local, else a download into `folder`."""
+        ...
+
+    def open(self, uri: str) -> BinaryIO:
+        """To be read in pieces, wherever they lie: of an object in S3 only what is read is downloaded."""
         ...
 
     def exists(self, uri: str) -> bool: ...
@@ -178,6 +185,11 @@ class LocalStorage:
                 raise NotFound(uri, " as a regular file")
             open(path, "rb").close()  # tells a forbidden one before a decoder is bothered
         return Fetched(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", temporary=False)
+
+    def open(self, uri: str) -> BinaryIO:
+        path = self.fetch(uri, Path()).path
+        with file_errors(uri):
+            return open(path, "rb")
 
     def exists(self, uri: str) -> bool:
         with file_errors(uri):
@@ -309,6 +321,23 @@ class S3Storage:
             path.unlink(missing_ok=True)
             raise
 
+    def open(self, uri: str) -> BinaryIO:
+        bucket, key = split_s3(uri)
+        head = self._call(uri, lambda: self._client.head_object(Bucket=bucket, Key=key))
+
+        def read(start: int, size: int) -> bytes:
+            """Raises: NotFound where the object is another one by now."""
+            piece = f"bytes={start}-{start + size - 1}"
+
+            def get() -> bytes:
+                body = self._client.get_object(Bucket=bucket, Key=key, Range=piece, IfMatch=head["ETag"])["Body"]
+                with _body_errors():
+                    return body.read()
+
+            return self._call(uri, get)
+
+        return cast(BinaryIO, _Pieces(read, head["ContentLength"]))
+
     def exists(self, uri: str) -> bool:
         bucket, key = split_s3(uri)
         try:
@@ -388,6 +417,35 @@ class S3Storage:
         raise AssertionError("unreachable")
 
 
+class _Pieces(io.RawIOBase):
+    """A file of which each read is a request of its own."""
+
+    def __init__(self, read: Callable[[int, int], bytes], size: int) -> None:
+        self._read = read
+        self._size = size
+        self._position = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._position = max(0, offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence])
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), max(0, self._size - self._position))
+        if wanted:
+            buffer[:wanted] = self._read(self._position, wanted)
+            self._position += wanted
+        return wanted
+
+
 class _Again(Exception):
     """Something that botocore does not ask for again."""
 
@@ -407,6 +465,8 @@ class _ByScheme:
 
     def __init__(self) -> None:
         self._by_scheme: dict[str, Storage] = {"file": LocalStorage(), "s3": S3Storage()}
+        self._rows: RowImages | None = None
+        self._making = threading.Lock()
 
     def read(self, uri: str) -> bytes:
         return self._of(uri).read(uri)
@@ -421,7 +481,17 @@ class _ByScheme:
         self._of(uri).upload(uri, path)
 
     def fetch(self, uri: str, folder: Path) -> Fetched:
-        return self._of(uri).fetch(uri, folder)
+        if not uri.startswith("parquet+"):
+            return self._of(uri).fetch(uri, folder)
+        with self._making:
+            if self._rows is None:
+                from worker.dataset import RowImages
+
+                self._rows = RowImages(self)
+        return self._rows.fetch(uri, folder)
+
+    def open(self, uri: str) -> BinaryIO:
+        return self._of(uri).open(uri)
 
     def exists(self, uri: str) -> bool:
         return self._of(uri).exists(uri)

@@ -3,12 +3,15 @@ imports when it runs, so that `--help` answers at once."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from jobs.cli import batch, image, workflow
+from jobs.cli import batch, dataset, image, workflow
+from jobs.cli.bench import bench_command
+from jobs.cli.options import engine_options
 from jobs.errors import CliExit, JobError
 from jobs.wording import have, plural
 
@@ -54,6 +57,11 @@ def main() -> None:
 @click.option("--out", metavar="DIR", help="The run's folder, local or s3://…  [default: runs/RUN-ID]")
 @click.option("--engine", default="rapidocr", show_default=True, help="See `pagefleet engines`.")
 @click.option("--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own option.")
+@click.option(
+    "--model",
+    metavar="FOLDER|S3-URI|HUB-ID@COMMIT",
+    help="Other weights for a vision model's engine.  [default: the engine's]",
+)
 @click.option("--lang", help="Language of the documents, where the engine wants to know.")
 @click.option("--pages", metavar="RANGES", help="Only these pages of each document: 1-3,7")
 @click.option(
@@ -76,6 +84,7 @@ def main() -> None:
 )
 @click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: one for four CPUs]")
 @click.option("--shards", type=click.IntRange(1, 10_000), help="How many pieces the run is dealt into.")
+@dataset.options
 @click.option("--no-report", is_flag=True, help="Don't write report.html.")
 @click.option("--dry-run", is_flag=True, help="Show the plan, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, progress on standard error.")
@@ -88,15 +97,19 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     pagefleet run samples --out out/samples
     pagefleet run 'scans/*.pdf' --pages 1-3 --dry-run
     pagefleet run s3://bucket/scans/ --out s3://bucket/runs/first
+    pagefleet run --dataset train.parquet --image-column image --resume
     """
     from jobs import local
     from jobs.plan import Sharding
     from jobs.runner import RunnerOptions, share_cpus
     from worker.settings import available_cpus
-    from worker.storage import open_storage
+    from worker.storage import open_storage, to_uri
 
-    if not inputs and not given["keys_file"]:
-        raise click.UsageError("name at least one INPUT, or --keys-file")
+    labelling = dataset.dataset_request(given | {"inputs": inputs}, to_uri)
+    if not inputs and not given["keys_file"] and not labelling:
+        raise click.UsageError("name at least one INPUT, --keys-file or --dataset")
+    if given["resume"] and not given["out"] and not labelling:
+        raise click.UsageError("--resume needs --out, the folder of the run that is to go on")
     workers, threads = share_cpus(available_cpus(), given["workers"])
     request = local.Request(
         inputs=inputs,
@@ -104,8 +117,12 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
         engine=given["engine"],
         options=_options(given),
         sharding=Sharding(given["shards"], workers, given["pages"], given["pages_per_task"]),
+        dataset=labelling,
     )
-    storage, out = open_storage(), local.out_uri(given["out"])
+    storage, out = open_storage(), local.out_uri(given["out"], labelling)
+    if given["resume"] and (found := local.find_run(storage, out)):
+        dataset.check_same(found, labelling, request.engine)
+        _resume(found, given | {"retry_failed": False})
     local.check_out(storage, out)
     plan = local.plan_run(storage, request, out)
     if given["dry_run"]:
@@ -144,10 +161,14 @@ def resume_command(directory: str, *, stack: str, region: str | None, **given: A
         )
         return
     from jobs.results import open_run
+
+    _resume(open_run(directory), given)
+
+
+def _resume(folder: RunFolder, given: dict[str, Any]) -> NoReturn:
     from jobs.runner import RunnerOptions, share_cpus
     from worker.settings import available_cpus
 
-    folder = open_run(directory)
     workers, threads = share_cpus(available_cpus(), given["workers"])
     left = folder.open_tasks(retry_failed=given["retry_failed"])
     runner = RunnerOptions(
@@ -219,6 +240,7 @@ def engines_command() -> None:
     pagefleet engines
     """
     from rich.table import Table
+    from rich.text import Text
 
     from worker.engines import ENGINES, missing_modules
 
@@ -226,7 +248,7 @@ def engines_command() -> None:
     for name, info in ENGINES.items():
         missing = missing_modules(name)
         state = f"no ({', '.join(missing)} missing): {info.install}" if missing else "yes"
-        table.add_row(name, info.runs_on, info.licence, state)
+        table.add_row(*map(Text, (name, info.runs_on, info.licence, state)))
     _console().print(table)
 
 
@@ -253,14 +275,19 @@ def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, 
 
     files = ["results.jsonl", "results.parquet", "summary.md", *(["report.html"] if report else [])]
     files = [name for name in files if folder.storage.exists(folder.paths.file(name))]
+    labelled = folder.run.dataset.output if folder.run.dataset else None
     if as_json:
         where = {name.replace(".", "_"): folder.paths.file(name) for name in files}
+        if labelled:
+            where["pseudo_labels"] = folder.paths.file(labelled)
         click.echo(_json(summary.model_dump(mode="json") | {"files": where}))
     else:
         table.show(_console())
         click.echo()
         for name in files:
             click.echo(f"{name.partition('.')[2]:8} {shown(folder.paths.file(name))}")
+        if labelled:
+            click.echo(f"{'labels':8} {shown(folder.paths.file(labelled))}")
     documents = summary.documents
     if documents.unaccounted:
         _fail(
@@ -339,7 +366,7 @@ def _show_plan(plan: Any, out: str, engine: str, *, as_json: bool, **more: Any) 
         f"in {plural(plan.shards, 'shard')} with {engine}"
     )
     click.echo(f"from {plan.root} into {out}")
-    for uri, _, pages, part, parts in plan.tasks[:20]:
+    for uri, _, pages, part, parts in itertools.islice(plan.tasks, 20):
         click.echo(f"  {uri}" + (f"  pages {pages}" if pages else "") + (f"  (part {part} of {parts})" if part else ""))
     if len(plan.tasks) > 20:
         click.echo(f"  … and {len(plan.tasks) - 20:,} more")
@@ -356,10 +383,6 @@ def _options(given: dict[str, Any]) -> Options:
             parse_pages(given["pages"])
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--pages") from error
-    pairs = [option.partition("=") for option in given["engine_options"]]
-    for key, separator, _ in pairs:
-        if not key or not separator:
-            raise click.BadParameter(f"{key!r} is not of the form K=V", param_hint="--engine-option")
     return Options(
         dpi=given["dpi"],
         max_pixels=given["max_pixels"],
@@ -368,7 +391,7 @@ def _options(given: dict[str, Any]) -> Options:
         keep_furniture=given["keep_furniture"],
         page_timeout=given["page_timeout"],
         decode_memory=given["decode_memory"],
-        engine_options={key: value for key, _, value in pairs},
+        engine_options=dataset.implied_options(given) | engine_options(given["engine_options"], given["model"]),
     )
 
 
@@ -392,6 +415,7 @@ def _fail(message: str, code: CliExit) -> NoReturn:
     sys.exit(code)
 
 
+main.add_command(bench_command)
 batch.register(main)
-main.add_command(image.image)
 main.add_command(workflow.workflow)
+main.add_command(image.image)

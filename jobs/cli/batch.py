@@ -47,27 +47,40 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
     \b
     pagefleet submit --stack dev scans/receipt.jpg scans/paper.pdf --run-id first
     pagefleet submit --stack dev --prefix s3://inputs/scans/ --dry-run
+    pagefleet submit --stack dev --dataset sets/train.parquet --run-id train --resume
     """
+    from functools import partial
+
     from jobs import batch, cost
     from jobs.cli import _json, _options, _show_plan
+    from jobs.cli.dataset import check_same, dataset_request
     from jobs.plan import Sharding, new_run_id
+    from jobs.results import open_run
     from jobs.runs import measured_rate
+    from worker.contract import RunPaths
     from worker.storage import open_storage
 
-    if not keys and not given["prefixes"] and not given["keys_file"]:
-        raise click.UsageError("name at least one KEY, --keys-file or --prefix")
+    if not keys and not given["prefixes"] and not given["keys_file"] and not given["dataset"]:
+        raise click.UsageError("name at least one KEY, --keys-file, --prefix or --dataset")
+    if given["resume"] and not given["run_id"]:
+        raise click.UsageError("--resume needs --run-id, the run that is to go on")
     run_id = given["run_id"] or new_run_id()
     batch.check_run_id(run_id)
+    aws, stack = _stack(given)
     request = batch.Request(
         keys=keys,
         keys_file=given["keys_file"],
         prefixes=given["prefixes"],
         engine=given["engine"],
-        options=_options(given),
+        options=batch.with_secret(_options(given), given["engine"], stack),
         sharding=Sharding(given["shards"], 1, given["pages"], given["pages_per_task"]),
+        dataset=dataset_request(given | {"keys": keys}, partial(batch.input_uri, stack), in_s3=True),
     )
-    aws, stack = _stack(given)
     storage = open_storage()
+    if given["resume"] and batch.read_record(storage, RunPaths(stack.run_uri(run_id))):
+        check_same(open_run(stack.run_uri(run_id), storage), request.dataset, request.engine)
+        resume(run_id, retry_failed=False, stack=stack.stack, region=stack.region, as_json=given["as_json"])
+        return
     kind = batch.choose_definition(stack, request.engine, given["on"])
     batch.check_free(aws, storage, stack, run_id, kind)
     plan = batch.plan_batch(storage, stack, request)

@@ -117,7 +117,21 @@ def test_a_job_reads_inputs_writes_runs_and_nothing_else(full: Deployment) -> No
 
 def test_without_a_secret_nobody_may_read_one(deploy: Deploy) -> None:
     for policy in deploy("dev", github=GITHUB).all("iam/rolePolicy"):
-        assert "secretsmanager" not in policy.inputs["policy"]
+        assert "GetSecretValue" not in policy.inputs["policy"]
+
+
+def test_the_stacks_own_secret_is_a_shell_that_jobs_read_and_nobody_fills(deploy: Deploy) -> None:
+    deployment = deploy("dev", github=GITHUB, upstageSecret=True)
+    secret = deployment.one("secretsmanager/secret")
+    assert not deployment.count("secretsmanager/secretVersion")
+    arn = f"arn:aws:secretsmanager:us-east-1:{ACCOUNT}:{secret.physical}"
+    assert deployment.description["upstage_secret"] == arn
+    assert deployment.allowed("job")["secretsmanager:GetSecretValue"] == [arn]
+    for role in ("training", "preview", "operator", "deploy"):
+        assert "secretsmanager:GetSecretValue" not in deployment.allowed(role)
+    assert not {"PutSecretValue", "GetSecretValue"} & {action.split(":")[1] for action in deployment.allowed("deploy")}
+    for definition in deployment.all("batch/jobDefinition"):  # jobs of other engines must start without its value
+        assert not definition.document("containerProperties").get("secrets")
 
 
 def test_training_writes_below_its_own_prefix_only(full: Deployment) -> None:

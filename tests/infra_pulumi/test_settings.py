@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from infra_pulumi.settings import Settings, SettingsError, load
-from tests.infra_pulumi.conftest import GITHUB, during, stack_file
+from tests.infra_pulumi.conftest import GITHUB, SECRET, during, stack_file
 
 REGION = {"aws:region": "us-east-1"}
 
@@ -76,6 +76,7 @@ def test_nothing_but_the_region_has_to_be_set() -> None:
         ({"alerts": {"emails": ["nobody"]}}, "pagefleet:alerts.emails.0: "),
         ({"alerts": {"logDays": 31}}, "pagefleet:alerts.logDays: is 31; CloudWatch accepts"),
         ({"upstageSecretArn": "my-key"}, "pagefleet:upstageSecretArn: "),
+        ({"upstageSecretArn": SECRET, "upstageSecret": True}, "leave one out"),
         ({"protect": "perhaps"}, "pagefleet:protect: "),
     ],
 )

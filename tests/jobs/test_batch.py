@@ -10,22 +10,25 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner, Result
 
 from jobs import batch as batch_module
 from jobs import open_run
-from jobs.batch import open_batch_run
+from jobs.batch import Request, open_batch_run, plan_batch
 from jobs.cli import main
 from jobs.cli.batch import COMMANDS
 from jobs.errors import UsageError
 from jobs.fetch import follow_logs
+from jobs.plan import Sharding
+from jobs.stack import load_stack
 from jobs.summary import Summary
 from jobs.watch import Snapshot, Watch
 from tests.agent import SPOT_REASON, assume
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, _examples
-from worker.contract import ExitCode, RunPaths
+from worker.contract import ExitCode, Options, RunPaths
 from worker.storage import open_storage
 
 
@@ -140,6 +143,33 @@ def test_a_dry_run_shows_plan_and_estimate_and_leaves_nothing(deployed: Deployed
     told = json.loads(pagefleet("submit", "scans/0.png", "--dry-run", "--json").stdout)
     assert told["estimate"]["usd"] > 0
     assert objects(deployed) == set()
+
+
+def test_a_model_that_may_not_be_used_where_the_stack_is_is_warned_of(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    stack = load_stack(deployed.aws, "dev")
+
+    def warnings(region: str, engine: str, **options: str) -> list[str]:
+        request = Request(("a.png",), None, (), engine, Options(engine_options=options), Sharding(None, 1, None, None))
+        return plan_batch(open_storage(), stack.model_copy(update={"region": region}), request).warnings
+
+    for region, engine in (("eu-west-1", "hunyuan"), ("ap-northeast-2", "hunyuan-1.0")):
+        (warning,) = warnings(region, engine)
+        assert warning.startswith(f"stack dev is in {region}, and {engine}'s licence (Tencent Hunyuan")
+        assert "not for use in the EU, the UK or South Korea" in warning
+    assert warnings("eu-west-2", "openai:Engine", preset="hunyuan")
+    assert warnings("us-east-1", "hunyuan") == warnings("eu-west-1", "glm-ocr") == []
+
+
+def test_weights_for_a_run_on_aws_come_from_s3_or_the_hub(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    submit = ("submit", "a.png", "--engine", "hunyuan", "--run-id", "own", "--model")
+    refused = pagefleet(*submit, str(tmp_path))
+    assert refused.exit_code == 2
+    assert "lies on this machine: copy it to s3://" in refused.stderr
+    assert pagefleet(*submit, "s3://inputs/models/mine/").exit_code == 0
+    run = json.loads(deployed.client("s3").get_object(Bucket="outputs", Key="runs/own/run.json")["Body"].read())
+    assert run["options"]["engine_options"] == {"model": "s3://inputs/models/mine/"}
 
 
 def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:
@@ -624,6 +654,8 @@ def test_a_run_of_this_machine_is_not_batchs(deployed: Deployed, tmp_path: Path)
 def test_the_examples_in_the_help_work(deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     deployed.upload(tmp_path, {"scans/receipt.jpg": "read", "scans/paper.pdf": "read"})
+    pyarrow.parquet.write_table(pyarrow.table({"image_path": ["../scans/receipt.jpg"]}), tmp_path / "train.parquet")
+    deployed.client("s3").upload_file(str(tmp_path / "train.parquet"), "inputs", "sets/train.parquet")
     for command in COMMANDS:
         for example in _examples(command):
             words = shlex.split(example)[1:]
@@ -631,8 +663,8 @@ def test_the_examples_in_the_help_work(deployed: Deployed, tmp_path: Path, monke
             if command.name == "doctor":  # the emulator knows no quotas, which is no fault
                 assert "BAD" not in done.stdout
             assert done.exit_code == 0, f"{example}\n{done.output}"
-            if command.name == "submit" and "--dry-run" not in words:
-                deployed.agent.run(deployed.job("first"))
+            if command.name == "submit" and "--run-id" in words:
+                deployed.agent.run(deployed.job(words[words.index("--run-id") + 1]))
             if command.name == "fetch":  # cancel, which comes next, wants a live run
                 deployed.jobs.tell(deployed.job("first"), "RUNNABLE", {})
     assert (tmp_path / "out/first/documents/receipt.jpg.md").exists()

@@ -17,6 +17,7 @@ from typing import Any
 import click
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
 
 from jobs import open_run
 from jobs.cli import batch, main
@@ -329,6 +330,21 @@ def test_collect_and_report_can_be_run_again(folder: Path) -> None:
     assert pagefleet("resume", "out", cwd=folder).returncode == 0
 
 
+def test_engines_are_listed_with_what_their_licences_forbid() -> None:
+    listed = {line.split()[0]: line for line in CliRunner().invoke(main, ["engines"]).stdout.splitlines()}
+    assert "not for use in the EU, the UK or South Korea; its output may not improve other models" in listed["hunyuan"]
+    assert "firms under 2 million $ of revenue" in listed["chandra"]
+    assert "Apache-2.0" in listed["lighton"]
+
+
+def test_a_folder_of_weights_is_found_from_wherever_the_worker_runs(folder: Path) -> None:
+    (folder / "weights").mkdir()
+    done = pagefleet("run", "in/a.png", "--out", "out", "--model", "weights", "--no-report", *COLOUR, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    options = json.loads((folder / "out/run.json").read_text())["options"]
+    assert options["engine_options"] == {"model": str(folder / "weights")}
+
+
 # ---- the examples in the help
 
 
@@ -352,6 +368,7 @@ def test_the_examples_in_the_help_work(s3: Any, tmp_path: Path) -> None:
         shutil.copy(ROOT / "samples" / name, tmp_path / "samples")
     (tmp_path / "scans").mkdir()
     shutil.copy(ROOT / "samples/paper.pdf", tmp_path / "scans")
+    pyarrow.parquet.write_table(pyarrow.table({"image": ["samples/blank.png"]}), tmp_path / "train.parquet")
     s3.create_bucket(Bucket="bucket")
     s3.upload_file(str(ROOT / "samples/blank.png"), "bucket", "scans/blank.png")
     done: set[str] = set()

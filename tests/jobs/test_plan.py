@@ -162,9 +162,9 @@ class TestSharding:
     def test_every_task_is_in_exactly_one_shard(self) -> None:
         uris = [f"s3://b/{number}.png" for number in range(103)]
         made = plan(*uris, shards=10)
-        dealt = [task.uri for shard in range(made.shards) for task in made.shard(shard)]
-        assert sorted(dealt) == sorted(uris)
-        sizes = [len(list(made.shard(shard))) for shard in range(made.shards)]
+        shards = list(made.by_shard())
+        assert sorted(task.uri for tasks in shards for task in tasks) == sorted(uris)
+        sizes = list(map(len, shards))
         assert (made.shards, max(sizes) - min(sizes)) == (10, 1)
 
     def test_there_are_no_empty_shards_and_not_too_many(self) -> None:
@@ -182,7 +182,8 @@ class TestSharding:
             ("short.pdf", None, None, None),
         ]
         assert made.documents == 2
-        assert len({task.key for task in made.shard(0)}) == 4
+        (shard,) = made.by_shard()
+        assert len({task.key for task in shard}) == 4
 
     def test_selected_pages_are_cut_too(self) -> None:
         made = make_plan(["s3://b/a.pdf"], Sharding(pages="1-2,5-9", pages_per_task=3), count_pages=lambda _: 7)

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from worker.contract import Line
+from worker.engines.presets import PRESETS, Preset
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class PageImage:
 
     number: int  # 1-based, within its document
     pixels: NDArray[np.uint8]  # (height, width, 3), C-contiguous, read-only
+    scaled_from: tuple[int, int] | None = None  # width and height before it was scaled down to the pixel limit
 
     @property
     def width(self) -> int:
@@ -73,8 +75,11 @@ class EngineSettings:
     """What every engine is built with."""
 
     threads: int  # CPU threads this worker may use
+    name: str = ""  # of the row in `ENGINES` that is built: one engine may serve several
+    timeout: float = 600.0  # seconds that one call of `read` may take, before the worker is given up
     lang: str | None = None
     options: dict[str, Any] = field(default_factory=dict)  # the engine's own, from `--engine-option k=v`
+    api_keys: Mapping[str, str] = field(default_factory=dict, repr=False)  # by variable, see `worker.settings`
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,22 @@ class EngineInfo:
     install: str  # how to get them
 
 
+def _vision(preset: Preset) -> EngineInfo:
+    licence, lines = preset.licence, preset.name == "trocr"
+    return EngineInfo(
+        factory="worker.engines.trocr:TrOcrEngine" if lines else "worker.engines.vision:VisionEngine",
+        runs_on=f"GPU; {preset.parameters} parameters of {preset.hub_id}",
+        licence=f"{licence.name}: {licence.limits}" if licence.limits else licence.name,
+        requires=(
+            "torch",
+            "transformers",
+            *(("rapidocr",) if lines else ()),  # it finds them
+            *(("torchvision",) if preset.needs_torchvision else ()),
+        ),
+        install="pip install 'pagefleet[gpu]'",
+    )
+
+
 ENGINES: dict[str, EngineInfo] = {
     "rapidocr": EngineInfo(
         factory="worker.engines.rapidocr:RapidOcrEngine",
@@ -96,6 +117,28 @@ ENGINES: dict[str, EngineInfo] = {
         requires=("rapidocr", "onnxruntime"),
         install="pip install pagefleet",
     ),
+    "openai": EngineInfo(
+        factory="worker.engines.openai_server:OpenAiEngine",
+        runs_on="any OpenAI-compatible vision server (vLLM, transformers serve, a provider)",
+        licence="the model's; see presets",
+        requires=("httpx",),
+        install="pip install pagefleet",
+    ),
+    "vllm": EngineInfo(
+        factory="worker.engines.vllm_server:VllmEngine",
+        runs_on="GPU; starts `vllm serve` beside the worker",
+        licence="the model's; see presets",
+        requires=("httpx",),  # its server is a program of its own: the engine says so where it is missing
+        install="pip install pagefleet, and vllm",
+    ),
+    "upstage": EngineInfo(
+        factory="worker.engines.upstage:UpstageEngine",
+        runs_on="Upstage's API, paid by the page",
+        licence="Upstage's terms of use",
+        requires=("httpx",),
+        install="pip install pagefleet; UPSTAGE_API_KEY",
+    ),
+    **{name: _vision(preset) for name, preset in PRESETS.items()},
 }
 
 
@@ -131,4 +174,4 @@ def build_engine(name: str, settings: EngineSettings) -> Engine:
         factory: Callable[[EngineSettings], Engine] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise BadRequest(f"engine {name} cannot be loaded: {error}") from error
-    return factory(settings)
+    return factory(replace(settings, name=name))

@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from html.parser import HTMLParser
 
 from worker.contract import Line, Point, Role
@@ -29,9 +30,9 @@ Parser = Callable[[str, int, int], Output]  # the model's text; width and height
 
 NO_TEXT = ("没有文字", "图中没有文字", "图片中没有文字")  # how HunyuanOCR says so, full stop or not
 
-# Chandra's prompt asks for boxes from 0 to this, HunyuanOCR's for boxes from 0 to 1000, each side by itself.
-CHANDRA_SCALE = 1024
-HUNYUAN_SCALE = 1000
+HUNYUAN_SCALE = 1000  # its boxes go from 0 to this, each side by itself
+CHANDRA_SCALE = 1000  # likewise, as its prompt asks ...
+CHANDRA_1_SCALE = 1024  # ... and as that of its first release did
 
 
 def parse_text(raw: str, width: int, height: int) -> Output:
@@ -76,8 +77,8 @@ def parse_spotting(raw: str, width: int, height: int) -> Output:
     return Output(None, lines, (f"{lost} of {len(lines)} lines came without a place on the page",) if lost else ())
 
 
-def parse_chandra(raw: str, width: int, height: int) -> Output:
-    """Chandra's HTML: a `div` for each block of the page with `data-bbox` (0 to 1024) and `data-label`.
+def parse_chandra(raw: str, width: int, height: int, scale: int = CHANDRA_SCALE) -> Output:
+    """Chandra's HTML: a `div` for each block of the page with `data-bbox` (0 to `scale`) and `data-label`.
 
     Markdown in the order of the blocks, tables as HTML, formulas as LaTeX between dollars; running heads and feet stay
     in the lines alone. A line for each block, or for each row where a table's rows have boxes. What stands outside of
@@ -94,11 +95,11 @@ def parse_chandra(raw: str, width: int, height: int) -> Output:
     for block in _blocks(tree.root, _Block()):
         plain = _plain(block.content)
         role = _role(block)
-        box = _scaled(block.box, CHANDRA_SCALE, width, height) if block.box else None
+        box = _scaled(block.box, scale, width, height) if block.box else None
         rows = [(_plain(row.content), _box(row)) for row in _rows(block.content)]
         if rows and all(row_box for _, row_box in rows):
             lines += [
-                Line(text=words, polygon=_scaled(row_box, CHANDRA_SCALE, width, height), role=role)
+                Line(text=words, polygon=_scaled(row_box, scale, width, height), role=role)
                 for words, row_box in rows
                 if words and row_box
             ]
@@ -116,7 +117,8 @@ def parse_chandra(raw: str, width: int, height: int) -> Output:
 PARSERS: dict[str, Parser] = {
     "text": parse_text,
     "markdown": parse_markdown,
-    "chandra-html": parse_chandra,
+    "chandra-html": partial(parse_chandra, scale=CHANDRA_1_SCALE),
+    "chandra-html-1000": parse_chandra,
     "hunyuan-spotting": parse_spotting,
 }
 
@@ -216,12 +218,12 @@ _LABELS = {
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _VOID = {"br", "hr", "img", "input", "col"}
 _INLINE = {
-    "a", "b", "big", "br", "chem", "code", "del", "em", "font", "i", "img", "input", "ins", "kbd", "label", "mark",
+    "a", "b", "big", "br", "chem", "code", "del", "em", "font", "i", "input", "ins", "kbd", "label", "mark",
     "math", "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "tt", "u",
 }  # fmt: skip
 _BLOCK = {
     "article", "aside", "blockquote", "body", "caption", "center", "dd", "div", "dl", "dt", "figcaption", "figure",
-    "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "li", "main", "ol", "p", "pre",
+    "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "img", "li", "main", "ol", "p", "pre",
     "section", "ul",
 }  # fmt: skip
 _TABLE = {"col", "colgroup", "table", "tbody", "td", "tfoot", "th", "thead", "tr"}
@@ -235,7 +237,7 @@ _VALUE = rf"""(?:"(?:[^"<]|{_SIGN})*+"|'(?:[^'<]|{_SIGN})*+'|[^\s"'<>=`]++)"""
 _ATTRIBUTE = rf"\s++[\w:-]++(?:\s*+=\s*+{_VALUE})?+"
 _NO_TAG = re.compile(rf"<(?!/?(?:{_KNOWN})(?:{_ATTRIBUTE})*+\s*+/?>)", re.IGNORECASE)
 _DOCTYPE = re.compile(r"^\s*<!doctype[^<>]*>", re.IGNORECASE)
-_CUT_TAG = re.compile(rf"<(?:(?:{_KNOWN})\b[^<>]*|/[a-z1-6]*)$", re.IGNORECASE)
+_CUT_TAG = re.compile(rf"<(?:(?:{_KNOWN})(?:\s+(?:[a-z-]+=[^<>]*|d[a-z-]*)?)?|/[a-z1-6]*)$", re.IGNORECASE)
 _ALT = re.compile(r'\salt="([^"]*)$')
 _SPACE = re.compile(r"\s+")
 
@@ -413,6 +415,8 @@ class _Markdown:
             return [self._table(_Element("table", {}, [element]))]
         if tag == "hr":
             return ["---"]
+        if tag == "img":
+            return [_image(element)]
         if tag == "blockquote":
             return ["\n>\n".join("> " + part.replace("\n", "\n> ") for part in self.blocks(element.content))]
         return self.blocks(element.content)
@@ -505,7 +509,7 @@ class _Markdown:
             elif tag == "input":
                 yield _checkbox(child)
             elif tag == "img":
-                yield f"![{escape(child.attributes.get('alt', ''), start=False)}]()"
+                yield _image(child)
             elif tag in _EMPHASIS:
                 text = "".join(self._run(inner))
                 mark = _EMPHASIS[tag]
@@ -537,6 +541,11 @@ def _formula(element: _Element) -> str:
     latex = _SPACE.sub(" ", "".join(_pieces(element.content))).strip()
     mark = "$$" if element.attributes.get("display") == "block" else "$"
     return f"{mark}{latex}{mark}" if latex else ""
+
+
+def _image(element: _Element) -> str:
+    """What the model says of an image: it is not text of the page, and therefore in the markdown alone."""
+    return f"![{_SPACE.sub(' ', escape(element.attributes.get('alt', ''), start=False))}]()"
 
 
 def _checkbox(element: _Element) -> str:

@@ -37,6 +37,7 @@ class Preset:
     hub_id: str
     revision: str  # commit of `hub_id`: its branch may get other weights overnight, as tencent/HunyuanOCR's did
     min_transformers: str
+    parameters: str  # how many, for people
     prompts: Mapping[str, Prompt]  # by task: "markdown", "text" or "spotting"
     default_task: str
     licence: Licence
@@ -48,12 +49,20 @@ class Preset:
     attention: str = "sdpa"  # eager needs some 15 GB a layer for an A4 page at 200 DPI
     without_bf16: HALF_PRECISION = "float16"  # on a card without bfloat16, such as a T4
     system: str | None = None  # a system message: some models want an empty one, lest their template puts in its own
+    end_tokens: tuple[str, ...] = ()  # that end the text besides those of the checkpoint's generation_config.json
     chat_template: bool = True  # False: the processor itself writes the prompt, `format=True` for markdown
+    needs_torchvision: bool = False  # its processor does, for videos
     max_aspect: float = 200.0  # the processors that resize by area refuse what is longer
 
     def prompt_id(self, task: str) -> str:
         """Names a prompt in results; another wording has another id."""
         return f"{self.name}/{task}/{hashlib.sha256(self.prompts[task].text.encode()).hexdigest()[:8]}"
+
+
+def licence_of(engine: str, options: Mapping[str, Any]) -> Licence | None:
+    """Of the weights that an engine runs, or has a server run; None where no preset says."""
+    preset = PRESETS.get(str(options.get("preset", engine)))
+    return preset.licence if preset else None
 
 
 # Where HunyuanOCR may not be used: the regions of AWS in the European Union, in London and in Seoul.
@@ -148,6 +157,7 @@ PRESETS: dict[str, Preset] = {
             hub_id="tencent/HunyuanOCR",
             revision="449e7d471a8a1ef5bd5d652e4881183d7252cbc7",
             min_transformers="5.13",
+            parameters="1B",
             prompts=_HUNYUAN_PROMPTS,
             default_task="markdown",
             licence=_HUNYUAN,
@@ -163,6 +173,7 @@ PRESETS: dict[str, Preset] = {
             hub_id="tencent/HunyuanOCR",
             revision="f6af82ee007fe6091b29fb3bb287b491ead41c82",  # the last before 1.5 took its place
             min_transformers="5.13",
+            parameters="1B",
             prompts=_HUNYUAN_PROMPTS,
             default_task="markdown",
             licence=_HUNYUAN,
@@ -177,6 +188,7 @@ PRESETS: dict[str, Preset] = {
             hub_id="datalab-to/chandra-ocr-2",
             revision="af93b47dba1b47b6640c86ccf487ed2260ab9a09",
             min_transformers="5.2",
+            parameters="5B",
             prompts={"markdown": Prompt(_chandra_prompt("x0 y0 x1 y1", 1000, second=True), "chandra-html-1000")},
             default_task="markdown",
             licence=_CHANDRA,
@@ -184,6 +196,7 @@ PRESETS: dict[str, Preset] = {
             min_pixels=3136,
             max_pixels=3072 * 2048,
             max_new_tokens=12_384,
+            needs_torchvision=True,
             without_bf16="refuse",  # Qwen overflows in half precision, and 20 GB in single precision fit no such card
         ),
         Preset(
@@ -191,6 +204,7 @@ PRESETS: dict[str, Preset] = {
             hub_id="datalab-to/chandra",
             revision="bd40c21576564d31ba99f204e28ccd5c4c1751fa",
             min_transformers="4.57",
+            parameters="9B",
             prompts={"markdown": Prompt(_chandra_prompt("[x0, y0, x1, y1]", 1024, second=False), "chandra-html")},
             default_task="markdown",
             licence=_CHANDRA,
@@ -198,6 +212,7 @@ PRESETS: dict[str, Preset] = {
             min_pixels=3136,
             max_pixels=3072 * 2048,
             max_new_tokens=8192,
+            needs_torchvision=True,
             without_bf16="refuse",
         ),
         Preset(
@@ -205,6 +220,7 @@ PRESETS: dict[str, Preset] = {
             hub_id="PaddlePaddle/PaddleOCR-VL",
             revision="7fa00a8c55b735ba51ba49a9058f3f9c57a99a11",
             min_transformers="5.0",
+            parameters="0.9B",
             prompts={"markdown": Prompt("OCR:", "markdown"), "text": Prompt("OCR:", "text")},
             default_task="markdown",
             licence=Licence("Apache-2.0"),
@@ -218,6 +234,7 @@ PRESETS: dict[str, Preset] = {
             hub_id="lightonai/LightOnOCR-2-1B",
             revision="c97bd377f04481830395218fa8951df9deaba756",
             min_transformers="5.0",
+            parameters="1B",
             prompts={"markdown": Prompt("", "markdown")},
             default_task="markdown",
             licence=Licence("Apache-2.0"),
@@ -232,6 +249,7 @@ PRESETS: dict[str, Preset] = {
             hub_id="zai-org/GLM-OCR",
             revision="ca5d8b3e287e52589e37c28385d9655ee4372f9d",
             min_transformers="5.1",
+            parameters="0.9B",
             prompts={
                 "markdown": Prompt("Text Recognition:", "markdown"),
                 "text": Prompt("Text Recognition:", "text"),
@@ -242,12 +260,14 @@ PRESETS: dict[str, Preset] = {
             min_pixels=12_544,
             max_pixels=9_633_792,
             max_new_tokens=8192,
+            needs_torchvision=True,
         ),
         Preset(
             name="got-ocr2",
             hub_id="stepfun-ai/GOT-OCR-2.0-hf",
             revision="d3017ef2c2c1395888c8d635c5e0508bcb0ac78d",
             min_transformers="4.49",
+            parameters="0.6B",
             prompts={"markdown": Prompt("OCR with format: ", "markdown"), "text": Prompt("OCR: ", "text")},
             default_task="markdown",
             licence=Licence("Apache-2.0"),
@@ -255,7 +275,7 @@ PRESETS: dict[str, Preset] = {
             min_pixels=None,  # every page becomes 1024 by 1024
             max_pixels=None,
             max_new_tokens=4096,
-            generation={"stop_strings": ["<|im_end|>"]},
+            end_tokens=("<|im_end|>",),
             attention="eager",  # the only one its vision tower has
             without_bf16="float32",  # its decoder is Qwen2
             chat_template=False,
@@ -265,6 +285,7 @@ PRESETS: dict[str, Preset] = {
             hub_id="microsoft/trocr-base-printed",
             revision="93450be3f1ed40a930690d951ef3932687cc1892",
             min_transformers="4.49",
+            parameters="0.3B",
             prompts={"text": Prompt("", "text")},
             default_task="text",
             licence=Licence("MIT", "that of its code; the weights' own page names none"),

@@ -14,6 +14,7 @@ import re
 import statistics
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -100,24 +101,33 @@ class RapidOcrEngine:
     def close(self) -> None:
         """Nothing to do: the models go with the engine."""
 
-    def _read_page(self, page: PageImage) -> PageText:
-        import numpy as np
-
-        pixels = page.pixels
-        boxes, readings, crops = self._lines(pixels)
-        rotation = self._rotation(boxes, readings, crops)
+    def find_lines(self, pixels: Pixels) -> FoundLines:
+        """Where a page's lines are, for an engine that reads them itself: only what tells the rotation is read."""
+        boxes, crops = self._lines(pixels)
+        rotation = self._rotation(boxes, crops, lambda some: self._recognise([crops[index] for index in some]))
         if rotation:
-            pixels = np.ascontiguousarray(np.rot90(pixels, -rotation // 90))
-            boxes, readings, crops = self._lines(pixels)
+            pixels = _turn(pixels, rotation)
+            boxes, crops = self._lines(pixels)
+        return FoundLines(pixels.shape[1], pixels.shape[0], rotation, [_polygon(box) for box in boxes], crops)
+
+    def _read_page(self, page: PageImage) -> PageText:
+        pixels = page.pixels
+        boxes, crops = self._lines(pixels)
+        readings = self._recognise(crops)
+        rotation = self._rotation(boxes, crops, lambda some: [readings[index] for index in some])
+        if rotation:
+            pixels = _turn(pixels, rotation)
+            boxes, crops = self._lines(pixels)
+            readings = self._recognise(crops)
         lines = [
-            Line(text=text, confidence=round(score, 4), polygon=[(int(x), int(y)) for x, y in box])
+            Line(text=text, confidence=round(score, 4), polygon=_polygon(box))
             for box, (text, score) in zip(boxes, readings, strict=True)
             if score >= TEXT_SCORE and text.strip()
         ]
         return PageText(pixels.shape[1], pixels.shape[0], lines=lines, rotation=rotation)
 
-    def _lines(self, pixels: Pixels) -> tuple[list[Floats], list[tuple[str, float]], list[Pixels]]:
-        """The page's lines as it lies: quadrilaterals (4, 2) clockwise from the top left, readings, line images."""
+    def _lines(self, pixels: Pixels) -> tuple[list[Floats], list[Pixels]]:
+        """The page's lines as it lies: quadrilaterals (4, 2) clockwise from the top left, and line images."""
         import cv2
         import numpy as np
 
@@ -125,14 +135,13 @@ class RapidOcrEngine:
         if height <= 30 or width > 8 * height:  # a lone line isn't found without room around it; this, too, as RapidOCR
             room = (2 * max(width // 8, 30) - height) // 2
             padded = np.asarray(cv2.copyMakeBorder(pixels, room, room, 0, 0, cv2.BORDER_CONSTANT), dtype=np.uint8)
-            boxes, readings, crops = self._lines(padded)
-            return [(box - (0, room)).clip(0, (width - 1, height - 1)) for box in boxes], readings, crops
+            boxes, crops = self._lines(padded)
+            return [(box - (0, room)).clip(0, (width - 1, height - 1)) for box in boxes], crops
         size = _detection_size(width, height)
         resized = np.asarray(cv2.resize(pixels, size), dtype=np.uint8)
         text_map = self._detector(resized[np.newaxis], lambda output: output.reshape(size[::-1]).copy())
         boxes = _boxes(text_map, width, height)
-        crops = [_crop(pixels, box) for box in boxes]
-        return boxes, self._recognise(crops), crops
+        return boxes, [_crop(pixels, box) for box in boxes]
 
     def _recognise(self, crops: Sequence[Pixels]) -> list[tuple[str, float]]:
         """Text and confidence of each line image, the same order."""
@@ -169,12 +178,17 @@ class RapidOcrEngine:
             readings.append(("".join(self._characters[index] for index in classes[chosen]), min(score, 1.0)))
         return readings
 
-    def _rotation(self, boxes: Sequence[Floats], readings: Sequence[tuple[str, float]], crops: Sequence[Pixels]) -> int:
+    def _rotation(
+        self,
+        boxes: Sequence[Floats],
+        crops: Sequence[Pixels],
+        read: Callable[[Sequence[int]], list[tuple[str, float]]],
+    ) -> int:
         """Degrees clockwise that make the page upright; 0 unless its longest lines clearly say otherwise.
 
-        Costs nothing on an upright page: its lines have been read, and read well. Otherwise they are read upside
-        down too. `_crop` lays tall lines down counterclockwise, as vertical writing wants: a page whose lines are
-        all tall is turned, or is written vertically.
+        `read` gives what the lines of these indices say as they lie. On an upright page they read well, and that is
+        all; otherwise they are read upside down too. `_crop` lays tall lines down counterclockwise, as vertical writing
+        wants: a page whose lines are all tall is turned, or is written vertically.
         """
         import numpy as np
 
@@ -183,7 +197,7 @@ class RapidOcrEngine:
         tall = [(h, index) for index, (w, h) in enumerate(sizes) if h >= 2 * w]
         lies = sum(length for length, _ in tall) > 2 * sum(length for length, _ in wide)
         sample = [index for _, index in sorted(tall if lies else wide, reverse=True)[:TURN_SAMPLE]]
-        given = [readings[index] for index in sample]
+        given = read(sample)
         if not sample or (not lies and _median_score(given) >= TURN_SUSPECT):
             return 0
         turned = self._recognise([crops[index][::-1, ::-1] for index in sample])
@@ -215,6 +229,17 @@ class RapidOcrEngine:
                 characters.append(text[place])
         same = sum(text == character for (text, _), character in zip(self._recognise(cells), characters, strict=True))
         return same > len(cells) / 2
+
+
+@dataclass(frozen=True)
+class FoundLines:
+    """Lines of a page: `width`, `height` and polygons in pixels of the upright page, as in PageText."""
+
+    width: int
+    height: int
+    rotation: int
+    polygons: list[list[tuple[int, int]]]
+    crops: list[Pixels]  # each straightened, in the order of the polygons
 
 
 class _Model(Protocol):
@@ -430,6 +455,17 @@ def _boxes(probability: Floats, width: int, height: int) -> list[Floats]:
         if np.linalg.norm(box[0] - box[1]) > 3 and np.linalg.norm(box[0] - box[3]) > 3:
             boxes.append(box)
     return boxes[:DET_MAX_BOXES]
+
+
+def _polygon(box: Floats) -> list[tuple[int, int]]:
+    return [(int(x), int(y)) for x, y in box]
+
+
+def _turn(pixels: Pixels, rotation: int) -> Pixels:
+    """`rotation`: degrees clockwise."""
+    import numpy as np
+
+    return np.ascontiguousarray(np.rot90(pixels, -rotation // 90))
 
 
 def _mean_inside(probability: Floats, box: Any) -> float:

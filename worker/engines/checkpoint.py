@@ -1,0 +1,110 @@
+"""Where a model's files come from: a folder, an `s3://` prefix, or a commit of a repository on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from worker.engines.presets import Preset
+from worker.errors import BadRequest, DocumentError, TryAgain
+from worker.storage import Storage, open_storage
+
+_HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_WEIGHTS = "*.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    folder: Path  # with config.json, weights, tokenizer
+    model: str  # what results call it
+    revision: str  # a commit, or a digest of the files
+    own: bool  # whether it is another than its preset's
+    temporary: bool = False
+
+    def discard(self) -> None:
+        """Deletes what was downloaded for this process alone."""
+        if self.temporary:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def fetch_checkpoint(
+    preset: Preset, model: str | None = None, revision: str | None = None, storage: Storage | None = None
+) -> Checkpoint:
+    """The preset's own checkpoint, or `model`: a folder, `s3://BUCKET/PREFIX/`, or ORG/NAME@COMMIT of the hub.
+
+    Raises: BadRequest where there is no such thing; TryAgain where it can't be reached.
+    """
+    if model is None:
+        return _from_hub(preset.hub_id, _commit(preset.hub_id, revision or preset.revision), own=False)
+    if model.startswith("s3://") or Path(model).is_dir():
+        if revision is not None:
+            raise BadRequest(f"model {model} has no revisions: leave the option 'revision' out")
+        if not model.startswith("s3://"):
+            return _own(Path(model), model)
+        return _download(model, storage or open_storage())
+    found = _HUB_ID.fullmatch(model)
+    if not found or model.startswith("."):
+        raise BadRequest(
+            f"model {model}: there is no such folder; it may also be s3://BUCKET/PREFIX/ or ORG/NAME@COMMIT"
+        )
+    return _from_hub(found["id"], _commit(found["id"], found["revision"] or revision), own=found["id"] != preset.hub_id)
+
+
+def _commit(hub_id: str, revision: str | None) -> str:
+    """A branch or a tag may name other weights tomorrow, and then nobody could tell what had read a page."""
+    if revision is None or not _COMMIT.fullmatch(revision):
+        given = "no revision" if revision is None else f"revision {revision!r}"
+        raise BadRequest(
+            f"model {hub_id} is given with {given}: name a commit by its 40 hexadecimal digits, as in "
+            f"model={hub_id}@COMMIT (https://huggingface.co/{hub_id}/commits/main)"
+        )
+    return revision
+
+
+def _from_hub(hub_id: str, commit: str, *, own: bool) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        # Folders inside hold other versions (HunyuanOCR's v1.0/), drafts and ONNX.
+        folder = snapshot_download(hub_id, revision=commit, ignore_patterns=["*/*", "*.bin", "*.pt", "*.pth"])
+    except (GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise BadRequest(f"model {hub_id}@{commit} cannot be had: {error}") from error
+    except (HfHubHTTPError, OSError) as error:
+        raise TryAgain(
+            f"model {hub_id}@{commit} cannot be downloaded: {error}; try again later, or give a copy of it as "
+            "--model FOLDER or --model s3://BUCKET/PREFIX/"
+        ) from error
+    return Checkpoint(Path(folder), hub_id, commit, own)
+
+
+def _own(folder: Path, model: str) -> Checkpoint:
+    if not (folder / "config.json").is_file() or not any(folder.glob(_WEIGHTS)):
+        raise BadRequest(f"model {model} holds no checkpoint: it needs config.json and {_WEIGHTS}")
+    digest = hashlib.sha256()
+    for path in [folder / "config.json", *sorted(folder.glob(_WEIGHTS))]:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return Checkpoint(folder, model, f"sha256:{digest.hexdigest()[:16]}", own=True)
+
+
+def _download(prefix: str, storage: Storage) -> Checkpoint:
+    """The files directly below an s3:// prefix."""
+    base = prefix.rstrip("/") + "/"
+    folder = Path(tempfile.mkdtemp(prefix="pagefleet-model-"))
+    try:
+        for entry in storage.list(base):
+            name = entry.uri.removeprefix(base)
+            if "/" not in name:
+                storage.fetch(entry.uri, folder).path.rename(folder / name)
+        return replace(_own(folder, prefix), temporary=True)
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, DocumentError):
+            raise BadRequest(f"model {prefix} cannot be had: {error.message}") from error
+        raise

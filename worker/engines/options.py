@@ -1,0 +1,76 @@
+"""An engine's own options, as `--engine-option K=V` or a run's JSON gives them: taken by name and type, or refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from worker.errors import BadRequest
+
+_SECRET = re.compile(r"(?:^|_)(?:key|token|password|secret)$", re.IGNORECASE)
+
+
+def refuse_secrets(options: Mapping[str, Any]) -> None:
+    """A run's options are written where others read them: no secret belongs there.
+
+    Raises: BadRequest, without telling the value.
+    """
+    for name, value in options.items():
+        if _SECRET.search(name) and not str(value).startswith("arn:"):  # where a secret lies is none
+            raise BadRequest(
+                f"option {name!r} looks like a secret, and a run's options are stored in the clear: set it in the "
+                "environment instead (see `pagefleet engines`)"
+            )
+
+
+class Taker:
+    """Takes options one by one; `done` refuses those that nobody took. All raise BadRequest."""
+
+    def __init__(self, engine: str, options: Mapping[str, Any]) -> None:
+        self._engine = engine
+        self._options = dict(options)
+        self._known: list[str] = []
+        refuse_secrets(options)
+
+    def text(self, name: str, default: str | None = None, choices: Sequence[str] = ()) -> str | None:
+        value = self._take(name)
+        if value is None:
+            return default
+        if choices and value not in choices:
+            raise self._wrong(name, value, f"one of {', '.join(choices)}")
+        return str(value)
+
+    def number(self, name: str, default: float, least: float = 0.0) -> float:
+        value = self._take(name)
+        try:
+            number = default if value is None else float(value)
+        except (TypeError, ValueError):
+            number = float("nan")
+        if not least <= number < float("inf"):
+            raise self._wrong(name, value, f"a number of at least {least:g}")
+        return number
+
+    def integer(self, name: str, default: int, least: int = 0) -> int:
+        number = self.number(name, default, least)
+        if number != int(number):
+            raise self._wrong(name, number, "a whole number")
+        return int(number)
+
+    def flag(self, name: str) -> bool:
+        value = str(self._take(name) or "no").lower()
+        if value not in ("yes", "no", "true", "false", "1", "0"):
+            raise self._wrong(name, value, "yes or no")
+        return value in ("yes", "true", "1")
+
+    def done(self) -> None:
+        if unknown := sorted(self._options):
+            known = ", ".join(sorted(self._known)) or "none"
+            raise BadRequest(f"engine {self._engine} has no option {unknown[0]!r}; it has: {known}")
+
+    def _take(self, name: str) -> Any:
+        self._known.append(name)
+        return self._options.pop(name, None)
+
+    def _wrong(self, name: str, value: Any, wanted: str) -> BadRequest:
+        return BadRequest(f"engine {self._engine}: option {name} is {value!r}; it must be {wanted}")

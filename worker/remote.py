@@ -1,0 +1,212 @@
+"""Services that read pages over HTTP: what is tried again and when, whose fault a failure is, and how fast they may be
+asked. One patience for all of them; what is sent and how an answer is read is the engines' own."""
+
+from __future__ import annotations
+
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+from worker.errors import BadRequest, TryAgain
+
+if TYPE_CHECKING:
+    import httpx
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+EXCERPT = 300  # characters of an answer that go into a message
+# Statuses that say nothing of the page: too fast, or the service is not there (529: overloaded, as some say it).
+AWAY = frozenset({408, 425, 429, 502, 503, 504, 529})
+WRONG_RUN = {
+    401: "the key is wrong or missing",
+    402: "the account has no credit",
+    403: "the key may not do this",
+    404: "there is no such address or model",
+    405: "there is no such address",
+}
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Time, for tests to set."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often and how long one page's request is tried. Seconds."""
+
+    attempts: int = 6  # the first included
+    first_wait: float = 1.0  # doubled each time; half of it is chance, so that many workers don't come back at once
+    longest_wait: float = 60.0  # unless a `Retry-After` asks for more
+    deadline: float = 300.0  # for all of it: what asks to wait past it has failed. Less than `Options.engine_timeout`
+
+
+class PageRefused(Exception):
+    """This page can't be read by the service, however often it is asked. The message is for the page's record."""
+
+
+class Unavailable(TryAgain):
+    """The service did not answer, past its retries. No document's fault."""
+
+
+class Answered(Exception):
+    """An answer that is no success."""
+
+    def __init__(self, response: httpx.Response, body: str) -> None:
+        self.status = response.status_code
+        self.body = body
+        self.retry_after = seconds_to_wait(response.headers.get("retry-after"), datetime.now(UTC))
+        self.request_id = request_id(response.headers)
+        said = " ".join(body.split())
+        told = f": {said[:EXCERPT]}" if said else ""
+        super().__init__(f"{self.status}{told}" + (f" (request {self.request_id})" if self.request_id else ""))
+
+
+class Broken(Exception):
+    """An answer that broke off, or that makes no sense."""
+
+
+@dataclass
+class Service:
+    """One service, and the threads that ask it. `key` is sent with each request and never told."""
+
+    name: str  # in messages
+    base_url: str
+    key: str | None = None
+    key_from: str = ""  # where it is set, for messages
+    patience: Patience = field(default_factory=Patience)
+    timeout: float = 120.0  # seconds without a byte
+    connections: int = 16
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        """Raises: BadRequest for an address that is none, or that holds a secret."""
+        import httpx
+
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
+        parts = urlsplit(self.base_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadRequest("base_url must be the address of a server, as in http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise BadRequest(f"base_url must be an address alone: a key goes into the environment ({self.key_from})")
+        self.base_url = self.base_url.rstrip("/")
+        self.http = httpx.Client(
+            headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
+            timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout), pool=None),
+            limits=httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections),
+            trust_env=parts.hostname not in ("localhost", "127.0.0.1", "::1"),  # a proxy has no way to this machine
+        )
+
+    def close(self) -> None:
+        self.http.close()
+
+    def told(self, error: object) -> str:
+        """A message without the key, which some services send back with their refusal."""
+        text = str(error) or type(error).__name__
+        return text.replace(self.key, "…") if self.key else text
+
+    def wrong_run(self, error: Answered) -> BadRequest:
+        """For a refusal that each page would meet."""
+        why = f"{WRONG_RUN[error.status]} ({self.told(error)})" if error.status in WRONG_RUN else self.told(error)
+        hint = f"; set {self.key_from}" if error.status in (401, 403) and self.key_from else ""
+        return BadRequest(f"{self.name} refuses: {why}{hint}")
+
+    def until(self) -> float:
+        """When the time for a page that begins now will be up."""
+        return self.clock.now() + self.patience.deadline
+
+    def ask(self, send: Callable[[float], T], until: float, alive: Callable[[], bool] = lambda: True) -> tuple[T, int]:
+        """What `send` returns, and how often it was tried again. `send` gets the time by which it must be done.
+
+        It raises `Answered`, `Broken` or `httpx.TransportError`. Answers of 4xx are final; all else is tried again.
+        What then still fails is the page's fault if the service is `alive` otherwise.
+
+        Raises: PageRefused, Unavailable, or BadRequest where each page would end like this one.
+        """
+        import httpx
+
+        patience = self.patience
+        for attempt in range(patience.attempts):
+            wait = min(patience.longest_wait, patience.first_wait * 2**attempt) * random.uniform(0.5, 1.0)
+            try:
+                return send(until), attempt
+            except Answered as error:
+                if error.status in WRONG_RUN:
+                    raise self.wrong_run(error) from error
+                if error.status < 500 and error.status not in AWAY:
+                    raise PageRefused(f"{self.name} refuses the page: {self.told(error)}") from error
+                if error.retry_after is not None:
+                    wait = max(wait, error.retry_after * random.uniform(1.0, 1.1))
+                failure: Exception = error
+            except (httpx.TransportError, Broken) as error:
+                failure = error
+            if attempt + 1 == patience.attempts or self.clock.now() + wait > until:
+                break
+            log.info("%s: %s; trying again in %.1f s", self.name, self.told(failure), wait)
+            self.clock.sleep(wait)
+        tries = f"{attempt + 1} {'try' if attempt == 0 else 'tries'}"
+        away = isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout) or (
+            isinstance(failure, Answered) and failure.status in AWAY
+        )
+        if away or not alive():
+            raise Unavailable(f"{self.name} does not answer after {tries}: {self.told(failure)}") from failure
+        raise PageRefused(f"{self.name} could not read the page in {tries}: {self.told(failure)}") from failure
+
+
+class RateLimit:
+    """A token bucket: at most `rate` requests a second over time, and `burst` at once. Shared by threads."""
+
+    def __init__(self, rate: float, burst: int = 1, clock: Clock | None = None) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._clock = clock or Clock()
+        self._lock = threading.Lock()
+        self._free_at = self._clock.now() - burst / rate  # when the bucket would have been empty
+
+    def wait(self) -> None:
+        """Until it is this caller's turn; turns are given in the order of the calls."""
+        with self._lock:
+            now = self._clock.now()
+            self._free_at = max(self._free_at, now - self._burst / self._rate) + 1 / self._rate
+            wait = self._free_at - now
+        if wait > 0:
+            self._clock.sleep(wait)
+
+
+def check(response: httpx.Response) -> httpx.Response:
+    """The response, where it is a success. Raises: Answered."""
+    if response.is_success:
+        return response
+    raise Answered(response, response.read().decode(errors="replace"))
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """What the service calls the request, for its support to find it."""
+    return headers.get("x-request-id") or headers.get("x-upstage-request-id") or headers.get("request-id")
+
+
+def seconds_to_wait(header: str | None, now: datetime) -> float | None:
+    """Of a `Retry-After`: seconds, or a date (RFC 9110, 10.2.3). None where there is none that can be understood."""
+    if not header:
+        return None
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            date = parsedate_to_datetime(header)
+        except ValueError:
+            return None
+        seconds = (date.replace(tzinfo=date.tzinfo or UTC) - now).total_seconds()
+    return max(0.0, seconds) if seconds < float("inf") else None
