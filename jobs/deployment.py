@@ -14,11 +14,13 @@ from getpass import getuser
 
 from jobs.aws import Aws, AwsError
 from jobs.errors import JobError, UsageError
+from jobs.github import fenced
 from jobs.stack import Stack
 from worker.storage import Storage
 
 TARGETS = ("cpu", "gpu")  # of worker/Dockerfile
 PROJECT = "pagefleet"  # in Pulumi.yaml
+TAIL = 2_000  # characters of its end that are always shown
 NO_CHANGES_EXPECTED = "no changes were expected"  # pulumi/pulumi, pkg/backend/apply.go
 LOCKS = ".pulumi/locks/organization"  # pulumi/pulumi, pkg/backend/diy/lock.go and store.go
 
@@ -36,6 +38,16 @@ class PulumiRun:
         """The counts at its end: "+ 2 to create, ~ 1 to update"; empty where nothing would change."""
         _, found, counts = self.text.rpartition("Resources:")
         return ", ".join(re.findall(r"^\s+([-+~<>±]+ ?\d+ .*?)\s*$", counts if found else "", re.M))
+
+    def to_markdown(self, limit: int) -> str:
+        """Folded; of more than `limit` characters the middle is left out, since the counts come last."""
+        text = self.text
+        if len(text) > limit:
+            head, tail = text[: limit - TAIL].rpartition("\n")[0], text[-TAIL:].partition("\n")[2]
+            left = text.count("\n") - head.count("\n") - tail.count("\n") - 1
+            text = f"{head}\n\n… {left:,} lines are left out here: the workflow's log has them …\n\n{tail}"
+        folded = f"<details><summary><code>{self.command}</code></summary>"
+        return f"{folded}\n\n{fenced(text, 'diff')}\n\n</details>"
 
 
 def missing_images(aws: Aws, stack: Stack, tag: str) -> list[str]:

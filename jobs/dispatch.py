@@ -97,7 +97,7 @@ def parse_keys(text: str) -> list[str]:
     """Keys as they were typed: one a line, nothing trimmed, blank lines passed over. Or a JSON list of them, since the
     web form's field holds one line.
 
-    Raises: ValueError where there is none, or a JSON list holds something else than keys.
+    Raises: ValueError where there is none, one has control characters, or a JSON list holds something else than keys.
     """
     keys = [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
     if len(keys) == 1 and keys[0].lstrip().startswith("["):
@@ -106,11 +106,14 @@ def parse_keys(text: str) -> list[str]:
         except ValueError:
             return keys  # a key may well begin with a bracket
         if isinstance(listed, list):
-            if not all(isinstance(key, str) and key.strip() and "\n" not in key for key in listed):
+            if not all(isinstance(key, str) and key.strip() for key in listed):
                 raise ValueError("keys: the JSON list holds something that is no key")
             keys = listed
     if not keys:
         raise ValueError("keys: the list is empty")
+    if odd := [key for key in keys if re.search(r"[\x00-\x1f\x7f]", key)]:
+        # A log that shows one would show it at the beginning of a line, where GitHub looks for commands.
+        raise ValueError(f"keys: {odd[0]!r} has control characters")
     return keys
 
 

@@ -4,10 +4,11 @@ by environment variables, never through a shell."""
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from jobs.github import Step
     from jobs.watch import Snapshot
 
+
+COMMENT, SUMMARY = 50_000, 900_000  # characters of what Pulumi says, less than GitHub takes of a comment and a summary
 
 FC = TypeVar("FC", bound=Callable[..., Any] | click.Command)
 
@@ -137,13 +140,15 @@ def collect_command(run: str, out: Path, limit: int | None, **given: Any) -> Non
     with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
         fetched = Path(scratch) / found.id
         command = ("fetch", run, "--stack", given["stack"], "--no-documents", "--json", "--out", str(fetched))
-        exit_code, _ = _run_pagefleet(*command)
+        exit_code, _, words = _run_pagefleet(*command)
         limit = RESULTS_BYTES if limit is None else limit
         packed = pack(found.folder.storage, found.folder.paths, fetched, out, limit)
     step.set_outputs(run=found.id, report=str(packed.report), results=str(packed.results))
     summary = (packed.report / "summary.md").read_text(encoding="utf-8")
     parts = (summary.rstrip(), left_out_note(packed, found.id), _where(step, found, exit_code))
     step.add_summary("\n\n".join(filter(None, parts)))
+    if exit_code:
+        step.annotate("error", f"run {found.id}: {words}")
     sys.exit(exit_code)
 
 
@@ -245,16 +250,11 @@ def unlock_command(backend: str, stack: str) -> None:
 def preview_command(out: Path, stack: str) -> None:
     """Show what `pulumi up` would change: in the summary, and as a file for a comment. Ends as Pulumi does."""
     from jobs.deployment import run_pulumi
-    from jobs.github import fenced
 
     done = run_pulumi(["preview", "--stack", stack, "--diff"])
-    headline = "failed" if done.exit_code else done.changes or "no changes"
-    text = (
-        f"## Preview of stack {stack}: {headline}\n\n"
-        f"<details><summary><code>{done.command}</code></summary>\n\n{fenced(done.text, 'diff')}\n\n</details>\n"
-    )
-    out.write_text(text, encoding="utf-8")
-    _step().add_summary(text)
+    headline = f"## Preview of stack {stack}: {'failed' if done.exit_code else done.changes or 'no changes'}"
+    out.write_text(f"{headline}\n\n{done.to_markdown(COMMENT)}\n", encoding="utf-8")
+    _step().add_summary(f"{headline}\n\n{done.to_markdown(SUMMARY)}")
     sys.exit(done.exit_code)
 
 
@@ -276,7 +276,7 @@ def comment_command(file: Path, number: int, stack: str) -> None:
 def drift_command(stack: str) -> None:
     """Compare what is deployed with the tree; open or update one issue where they differ, close it where not."""
     from jobs.deployment import NO_CHANGES_EXPECTED, run_pulumi
-    from jobs.github import Repository, fenced
+    from jobs.github import Repository
 
     step = _step()
     repository = Repository(step)
@@ -292,11 +292,11 @@ def drift_command(stack: str) -> None:
         f"`{done.command}` finds differences: {done.changes or 'see below'}. Somebody has changed the stack by hand, "
         f"or a deployment has failed. `pulumi up --stack {stack}` ([deploy]({step.workflow_url('deploy')})) "
         "makes it what the tree says; a change that is to stay belongs into the tree.\n\n"
-        f"Found by [this run]({step.url}).\n\n<details><summary>Differences</summary>\n\n"
-        f"{fenced(done.text, 'diff')}\n\n</details>\n"
+        f"Found by [this run]({step.url}).\n\n{done.to_markdown(COMMENT)}\n"
     )
     issue = repository.put_issue(mark, f"Stack {stack} has drifted", body)
-    step.add_summary(f"## Stack {stack} has drifted: {done.changes or 'see the issue'}\n\n{issue}")
+    changes = done.changes or "see the issue"
+    step.add_summary(f"## Stack {stack} has drifted: {changes}\n\n{issue}\n\n{done.to_markdown(SUMMARY)}")
     step.annotate("warning", f"stack {stack} has drifted: {issue}")
 
 
@@ -321,17 +321,18 @@ def _step() -> Step:
 
 def _pagefleet(*arguments: str) -> dict[str, Any]:
     """What a command of ours prints as JSON. Raises: JobError with its own last words where it fails."""
-    _, told = _run_pagefleet(*arguments)
+    _, told, _ = _run_pagefleet(*arguments)
     return told
 
 
-def _run_pagefleet(*arguments: str) -> tuple[int, dict[str, Any]]:
-    """Runs what a person would type, so that a workflow can do no more and no less. Exit code and JSON.
+def _run_pagefleet(*arguments: str) -> tuple[int, dict[str, Any], str]:
+    """Runs what a person would type, so that a workflow can do no more and no less. Exit code, JSON, and what it says
+    of its end.
 
     Raises: JobError where there is no JSON, with the command's last words and its exit code.
     """
-    click.echo(f"$ pagefleet {_shown(arguments)}")
-    words: list[str] = []  # its last ones, from where it speaks of what went wrong
+    click.echo(f"$ pagefleet {shlex.join(arguments)}")
+    words: list[str] = []
     with tempfile.TemporaryFile("w+", encoding="utf-8") as out:
         command = [sys.executable, "-m", "jobs.cli", *arguments]
         with subprocess.Popen(command, stdout=out, stderr=subprocess.PIPE, text=True) as process:
@@ -342,21 +343,13 @@ def _run_pagefleet(*arguments: str) -> tuple[int, dict[str, Any]]:
                     click.echo(line, err=True, nl=False)
         out.seek(0)
         said = out.read()
-    last = "".join(words).strip()
+    last = "".join(words).strip().partition(": ")[2]
     if not said.strip():
-        failed = JobError(last.partition(": ")[2] or f"pagefleet {arguments[0]} ended with {process.returncode}")
+        failed = JobError(last or f"pagefleet {arguments[0]} ended with {process.returncode}")
         failed.exit_code = CliExit(process.returncode) if process.returncode in set(CliExit) else CliExit.RUN_FAILED
         raise failed
-    if last:
-        click.echo(last, err=True)
     told: dict[str, Any] = json.loads(said)
-    return process.returncode, told
-
-
-def _shown(arguments: Sequence[str]) -> str:
-    import shlex
-
-    return shlex.join(arguments)
+    return process.returncode, told, last
 
 
 def _tell_submitted(told: dict[str, Any]) -> None:

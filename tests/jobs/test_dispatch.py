@@ -53,6 +53,8 @@ def test_a_file_of_the_repository(tmp_path: Path) -> None:
         ({}, "nothing to read"),
         ({"keys": "[]"}, "keys: the list is empty"),
         ({"keys": '["a", 3]'}, "the JSON list holds something that is no key"),
+        ({"keys": '["a\\n::stop-commands::x"]'}, "has control characters"),
+        ({"keys": "a\r::error::x\nb"}, "has control characters"),
         ({"keys": "a", "prefix": "b/"}, "keys and prefix are filled in: choose one"),
         ({"prefix": "s3://b/\n::stop-commands::x"}, "is no name of anything in S3"),
         ({"keys_file": "../secret"}, "is not inside the repository"),

@@ -213,6 +213,21 @@ def test_a_preview_is_in_the_summary_and_in_a_comment(
     assert pulumi("") == ["pulumi preview --stack dev --diff --non-interactive --color never"]
 
 
+def test_of_a_long_preview_the_middle_is_left_out(tmp_path: Path, pulumi: Callable[..., list[str]]) -> None:
+    pulumi("".join(f"    ~ resource {number}\n" for number in range(100_000)) + CHANGES)
+    done = pagefleet(
+        "workflow", "preview", "--out", str(tmp_path / "preview.md"), GITHUB_STEP_SUMMARY=str(tmp_path / "s")
+    )
+    assert done.exit_code == 0
+    for file, most in (("preview.md", 60_000), ("s", 1_000_000)):
+        text = (tmp_path / file).read_text()
+        assert len(text) < most
+        assert "    ~ resource 0\n" in text
+        assert "    + 1 to create\n" in text
+        assert "lines are left out here: the workflow's log has them" in text
+        assert text.rstrip().endswith("````\n\n</details>")
+
+
 def test_the_preview_of_a_pull_request_is_one_comment_that_is_edited(tmp_path: Path) -> None:
     file = tmp_path / "preview.md"
     with github() as (api, things):

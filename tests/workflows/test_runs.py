@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from tests.jobs.conftest import Deployed
@@ -76,6 +79,7 @@ def test_what_fails_fails_the_workflow_with_artifacts_and_can_be_resumed(
         "b.png": "failed",
         "gone | `x`.png": "failed",
     }
+    assert f"::error::run {run}: 2 documents failed and 0 in part" in ran.log
     assert "report.html" in ran.artifact(f"report-{run}")
     assert "| documents | 3 (1 ok, 2 failed) |" in ran.summary
     assert "| gone \\| \\`x\\`.png | failed | not_found: " in ran.summary
@@ -106,6 +110,19 @@ def test_a_run_outlives_its_workflow_and_is_collected(
     assert collected.jobs == {"collect": "success"}, collected.log
     assert len(results(collected, run)) == 3
     assert "| documents | 3 (3 ok) |" in collected.summary
+
+
+def test_a_dataset_comes_back_labelled(act: Act, deployed: Deployed, batch: Callable[[], None], tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"sets/a.png": "read", "sets/b.png": "read"})
+    pyarrow.parquet.write_table(pyarrow.table({"scan": ["b.png", "a.png"], "id": [7, 8]}), tmp_path / "train.parquet")
+    deployed.client("s3").upload_file(str(tmp_path / "train.parquet"), "inputs", "sets/train.parquet")
+    batch()
+    ran = act.run("ocr", inputs=form(dataset="s3://inputs/sets/train.parquet", options="--image-column scan"))
+    assert ran.jobs == {"ocr": "success"}, ran.log
+    with zipfile.ZipFile(ran.artifacts / f"results-{ran.outputs['run']}" / "results.zip") as archive:
+        labelled = pyarrow.parquet.read_table(io.BytesIO(archive.read("train_pseudo_labels.parquet")))
+    assert labelled.column("id").to_pylist() == ["7", "8"]
+    assert "`train_pseudo_labels.parquet`" in ran.summary
 
 
 @pytest.mark.parametrize(
