@@ -172,6 +172,8 @@ def _run(name: str, folder: Path, threads: int) -> Leg:
 
 
 def _report(images: Sequence[Path], runs: dict[str, list[Leg]], with_truth: bool) -> None:
+    from jobs.accuracy import error_rate
+
     base = next(iter(runs))
     pace = {name: [len(images) / leg["seconds"] for leg in legs] for name, legs in runs.items()}
     columns = ["leg", "pages/s", "(each run)", f"x {base}", "cpu s/page", "peak MiB", f"CER to {base}"]
@@ -186,31 +188,12 @@ def _report(images: Sequence[Path], runs: dict[str, list[Leg]], with_truth: bool
             f"{statistics.median(ratios):.2f}",
             f"{statistics.median(leg['cpu_seconds'] for leg in legs) / len(images):.2f}",
             str(max(leg["peak_mib"] for leg in legs)),
-            f"{error_rate(legs[0]['texts'], runs[base][0]['texts']):.2%}",
+            f"{error_rate(zip(legs[0]['texts'], runs[base][0]['texts'], strict=True)):.2%}",
         ]
-        rows.append(row + [f"{error_rate(legs[0]['texts'], truths):.2%}"] * with_truth)
+        rows.append(row + [f"{error_rate(zip(legs[0]['texts'], truths, strict=True)):.2%}"] * with_truth)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
-def error_rate(texts: Sequence[str], truths: Sequence[str]) -> float:
-    """Edits that turn the texts into the truths, per character of the truths."""
-    edits = sum(_distance(text, truth) for text, truth in zip(texts, truths, strict=True))
-    return edits / max(1, sum(map(len, truths)))
-
-
-def _distance(text: str, truth: str) -> int:
-    """Levenshtein's, a row of the table at a time."""
-    import numpy as np
-
-    symbols = np.array([ord(character) for character in truth])
-    steps = np.arange(len(truth) + 1)
-    row = steps
-    for character in text:
-        best = np.minimum(row[1:] + 1, row[:-1] + (symbols != ord(character)))
-        row = np.minimum.accumulate(np.concatenate([[row[0] + 1], best]) - steps) + steps
-    return int(row[-1])
 
 
 def _flow(boxes: Sequence[Box]) -> str:

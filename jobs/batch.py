@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,6 +23,7 @@ from jobs.results import RunFolder, open_run
 from jobs.stack import JobDefinition, Stack
 from worker.contract import Options, Record, RunPaths
 from worker.engines import ENGINES
+from worker.engines.presets import PRESETS, licence_of
 from worker.storage import NotFound, Storage
 
 FILE = "batch.json"
@@ -191,8 +193,11 @@ def choose_definition(stack: Stack, engine: str, on: str | None) -> str:
 
 
 def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
-    """Raises: UsageError where there is nothing to read."""
-    warnings: list[str] = []
+    """Raises: UsageError where there is nothing to read, or the model lies on this machine."""
+    warnings = _licence_warnings(stack, request)
+    model = str(request.options.engine_options.get("model", ""))
+    if request.engine in PRESETS and (os.path.isdir(model) or model.startswith(("/", ".", "~"))):
+        raise UsageError(f"--model {model} lies on this machine: copy it to s3:// for a run on AWS")
 
     def to_input(key: str) -> str:
         return key if "://" in key else f"s3://{stack.buckets.inputs}/{key}"
@@ -209,6 +214,16 @@ def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
         plan = make_plan(uris(), request.sharding, count_pages=count_pages)
     plan.warnings = warnings + plan.warnings
     return plan
+
+
+def _licence_warnings(stack: Stack, request: Request) -> list[str]:
+    licence = licence_of(request.engine, request.options.engine_options)
+    if licence is None or stack.region not in licence.excluded_regions:
+        return []
+    return [
+        f"stack {stack.stack} is in {stack.region}, and {request.engine}'s licence ({licence.name}) says: "
+        f"{licence.limits}. Use a stack elsewhere, or another engine, unless you have an agreement of your own"
+    ]
 
 
 def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str) -> None:

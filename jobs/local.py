@@ -40,6 +40,8 @@ LIBRARIES = (
     "pillow-heif",
     "numpy",
     "opencv-python-headless",
+    "torch",
+    "transformers",
 )
 
 

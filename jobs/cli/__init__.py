@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from jobs.cli import batch
+from jobs.cli.bench import bench_command
+from jobs.cli.options import engine_options
 from jobs.errors import CliExit, JobError
 
 if TYPE_CHECKING:
@@ -53,6 +55,11 @@ def main() -> None:
 @click.option("--out", metavar="DIR", help="The run's folder, local or s3://…  [default: runs/RUN-ID]")
 @click.option("--engine", default="rapidocr", show_default=True, help="See `pagefleet engines`.")
 @click.option("--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own option.")
+@click.option(
+    "--model",
+    metavar="FOLDER|S3-URI|HUB-ID@COMMIT",
+    help="Other weights for a vision model's engine.  [default: the engine's]",
+)
 @click.option("--lang", help="Language of the documents, where the engine wants to know.")
 @click.option("--pages", metavar="RANGES", help="Only these pages of each document: 1-3,7")
 @click.option(
@@ -218,6 +225,7 @@ def engines_command() -> None:
     pagefleet engines
     """
     from rich.table import Table
+    from rich.text import Text
 
     from worker.engines import ENGINES, missing_modules
 
@@ -225,7 +233,7 @@ def engines_command() -> None:
     for name, info in ENGINES.items():
         missing = missing_modules(name)
         state = f"no ({', '.join(missing)} missing): {info.install}" if missing else "yes"
-        table.add_row(name, info.runs_on, info.licence, state)
+        table.add_row(*map(Text, (name, info.runs_on, info.licence, state)))
     _console().print(table)
 
 
@@ -352,10 +360,6 @@ def _options(given: dict[str, Any]) -> Options:
             parse_pages(given["pages"])
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint="--pages") from error
-    pairs = [option.partition("=") for option in given["engine_options"]]
-    for key, separator, _ in pairs:
-        if not key or not separator:
-            raise click.BadParameter(f"{key!r} is not of the form K=V", param_hint="--engine-option")
     return Options(
         dpi=given["dpi"],
         max_pixels=given["max_pixels"],
@@ -364,7 +368,7 @@ def _options(given: dict[str, Any]) -> Options:
         keep_furniture=given["keep_furniture"],
         page_timeout=given["page_timeout"],
         decode_memory=given["decode_memory"],
-        engine_options={key: value for key, _, value in pairs},
+        engine_options=engine_options(given["engine_options"], given["model"]),
     )
 
 
@@ -388,4 +392,5 @@ def _fail(message: str, code: CliExit) -> NoReturn:
     sys.exit(code)
 
 
+main.add_command(bench_command)
 batch.register(main)

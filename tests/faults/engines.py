@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from worker.contract import Line
@@ -93,6 +94,15 @@ class Unwritable(Colour):
 
     def read(self, pages: Sequence[PageImage]) -> list[PageText]:
         return [PageText(page.width, page.height, details={"model": object()}) for page in pages]
+
+
+class Telling(Colour):
+    """Tells of each page what it knows, also where it could not read it to its end."""
+
+    def _read(self, page: PageImage) -> PageText:
+        if _action(page) == "raise":
+            return PageText(page.width, page.height, error="cut short", details={"text": "half of"})
+        return replace(super()._read(page), details={"warnings": ["read by another"]})
 
 
 class Chatty(Colour):

@@ -11,15 +11,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from jobs import open_run
-from jobs.batch import open_batch_run
+from jobs.batch import Request, open_batch_run, plan_batch
 from jobs.cli import main
 from jobs.cli.batch import COMMANDS
+from jobs.plan import Sharding
+from jobs.stack import load_stack
 from jobs.summary import Summary
 from jobs.watch import Snapshot, Watch
 from tests.agent import SPOT_REASON, assume
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, _examples
-from worker.contract import ExitCode
+from worker.contract import ExitCode, Options
 from worker.storage import open_storage
 
 
@@ -130,6 +132,33 @@ def test_a_dry_run_shows_plan_and_estimate_and_leaves_nothing(deployed: Deployed
     told = json.loads(pagefleet("submit", "scans/0.png", "--dry-run", "--json").stdout)
     assert told["estimate"]["usd"] > 0
     assert objects(deployed) == set()
+
+
+def test_a_model_that_may_not_be_used_where_the_stack_is_is_warned_of(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    stack = load_stack(deployed.aws, "dev")
+
+    def warnings(region: str, engine: str, **options: str) -> list[str]:
+        request = Request(("a.png",), None, (), engine, Options(engine_options=options), Sharding(None, 1, None, None))
+        return plan_batch(open_storage(), stack.model_copy(update={"region": region}), request).warnings
+
+    for region, engine in (("eu-west-1", "hunyuan"), ("ap-northeast-2", "hunyuan-1.0")):
+        (warning,) = warnings(region, engine)
+        assert warning.startswith(f"stack dev is in {region}, and {engine}'s licence (Tencent Hunyuan")
+        assert "not for use in the EU, the UK or South Korea" in warning
+    assert warnings("eu-west-2", "openai:Engine", preset="hunyuan")
+    assert warnings("us-east-1", "hunyuan") == warnings("eu-west-1", "glm-ocr") == []
+
+
+def test_weights_for_a_run_on_aws_come_from_s3_or_the_hub(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+    submit = ("submit", "a.png", "--engine", "hunyuan", "--run-id", "own", "--model")
+    refused = pagefleet(*submit, str(tmp_path))
+    assert refused.exit_code == 2
+    assert "lies on this machine: copy it to s3://" in refused.stderr
+    assert pagefleet(*submit, "s3://inputs/models/mine/").exit_code == 0
+    run = json.loads(deployed.client("s3").get_object(Bucket="outputs", Key="runs/own/run.json")["Body"].read())
+    assert run["options"]["engine_options"] == {"model": "s3://inputs/models/mine/"}
 
 
 def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import click
 import pyarrow.parquet
 import pytest
+from click.testing import CliRunner
 
 from jobs import open_run
 from jobs.cli import batch, main
@@ -327,6 +328,21 @@ def test_collect_and_report_can_be_run_again(folder: Path) -> None:
     assert pagefleet("resume", "out", cwd=folder).returncode == 4  # the receipt says that it was read
     (folder / "out/receipts/00000-1.jsonl").unlink()
     assert pagefleet("resume", "out", cwd=folder).returncode == 0
+
+
+def test_engines_are_listed_with_what_their_licences_forbid() -> None:
+    listed = {line.split()[0]: line for line in CliRunner().invoke(main, ["engines"]).stdout.splitlines()}
+    assert "not for use in the EU, the UK or South Korea; its output may not improve other models" in listed["hunyuan"]
+    assert "firms under 2 million $ of revenue" in listed["chandra"]
+    assert "Apache-2.0" in listed["lighton"]
+
+
+def test_a_folder_of_weights_is_found_from_wherever_the_worker_runs(folder: Path) -> None:
+    (folder / "weights").mkdir()
+    done = pagefleet("run", "in/a.png", "--out", "out", "--model", "weights", "--no-report", *COLOUR, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    options = json.loads((folder / "out/run.json").read_text())["options"]
+    assert options["engine_options"] == {"model": str(folder / "weights")}
 
 
 # ---- the examples in the help

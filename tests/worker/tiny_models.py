@@ -108,7 +108,9 @@ _TEXT = {  # of a decoder that all families take alike
 
 def _with_ends(model: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    # A few bytes end the text, none of them ASCII: random weights would seldom come upon a single token.
+    ends = tokenizer.convert_tokens_to_ids(sorted(pre_tokenizers.ByteLevel.alphabet())[100::12])
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, *ends]
     return model
 
 

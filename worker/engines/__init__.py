@@ -93,12 +93,17 @@ class EngineInfo:
 
 
 def _vision(preset: Preset) -> EngineInfo:
-    licence = preset.licence
+    licence, lines = preset.licence, preset.name == "trocr"
     return EngineInfo(
-        factory="worker.engines.vision:VisionEngine",
+        factory="worker.engines.trocr:TrOcrEngine" if lines else "worker.engines.vision:VisionEngine",
         runs_on=f"GPU; {preset.parameters} parameters of {preset.hub_id}",
         licence=f"{licence.name}: {licence.limits}" if licence.limits else licence.name,
-        requires=("torch", "transformers", *(("torchvision",) if preset.needs_torchvision else ())),
+        requires=(
+            "torch",
+            "transformers",
+            *(("rapidocr",) if lines else ()),  # it finds them
+            *(("torchvision",) if preset.needs_torchvision else ()),
+        ),
         install="pip install 'pagefleet[gpu]'",
     )
 
@@ -132,7 +137,7 @@ ENGINES: dict[str, EngineInfo] = {
         requires=("httpx",),
         install="pip install pagefleet; UPSTAGE_API_KEY",
     ),
-    **{name: _vision(preset) for name, preset in PRESETS.items() if name != "trocr"},
+    **{name: _vision(preset) for name, preset in PRESETS.items()},
 }
 
 

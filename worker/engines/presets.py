@@ -59,6 +59,12 @@ class Preset:
         return f"{self.name}/{task}/{hashlib.sha256(self.prompts[task].text.encode()).hexdigest()[:8]}"
 
 
+def licence_of(engine: str, options: Mapping[str, Any]) -> Licence | None:
+    """Of the weights that an engine runs, or has a server run; None where no preset says."""
+    preset = PRESETS.get(str(options.get("preset", engine)))
+    return preset.licence if preset else None
+
+
 # Where HunyuanOCR may not be used: the regions of AWS in the European Union, in London and in Seoul.
 _EU_UK_SOUTH_KOREA = frozenset(
     {

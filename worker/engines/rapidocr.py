@@ -102,7 +102,7 @@ class RapidOcrEngine:
         """Nothing to do: the models go with the engine."""
 
     def find_lines(self, pixels: Pixels) -> FoundLines:
-        """Where a page's lines are, for an engine that reads them itself; only those that tell its rotation are read."""
+        """Where a page's lines are, for an engine that reads them itself: only what tells the rotation is read."""
         boxes, crops = self._lines(pixels)
         rotation = self._rotation(boxes, crops, lambda some: self._recognise([crops[index] for index in some]))
         if rotation:
@@ -186,9 +186,9 @@ class RapidOcrEngine:
     ) -> int:
         """Degrees clockwise that make the page upright; 0 unless its longest lines clearly say otherwise.
 
-        `read` gives what lines of these indices say as they lie. On an upright page they read well, and that is all; otherwise
-        they are read upside down too. `_crop` lays tall lines down counterclockwise, as vertical writing wants: a page whose lines are
-        all tall is turned, or is written vertically.
+        `read` gives what the lines of these indices say as they lie. On an upright page they read well, and that is
+        all; otherwise they are read upside down too. `_crop` lays tall lines down counterclockwise, as vertical writing
+        wants: a page whose lines are all tall is turned, or is written vertically.
         """
         import numpy as np
 

@@ -18,6 +18,15 @@ from worker.engines import EngineSettings, PageImage, PageText
 from worker.engines.checkpoint import fetch_checkpoint
 from worker.engines.fallback import Fallback
 from worker.engines.guards import TEMPERATURES, repeating_tail
+from worker.engines.loading import (
+    DTYPES,
+    check_transformers,
+    choose_device,
+    choose_dtype,
+    free_memory,
+    load_checkpoint,
+    within_memory,
+)
 from worker.engines.options import Taker
 from worker.engines.outputs import PARSERS
 from worker.engines.presets import PRESETS, Preset, Prompt
@@ -33,7 +42,6 @@ CHECK_TOKENS = 64  # between two looks for a loop
 SEED = 20  # of attempts with a temperature: a page reads the same each time
 TOP_P = 0.95  # of those attempts, as Chandra's
 CALL_SHARE = 0.9  # of the time that a call may take, so that pages fail before the worker is given up
-DTYPES = ("float32", "bfloat16", "float16")
 
 Stop = Literal["end", "length", "repetition", "deadline", "memory"]
 
@@ -42,7 +50,8 @@ Stop = Literal["end", "length", "repetition", "deadline", "memory"]
 class Reading:
     """What an attempt at a page gave."""
 
-    text: str
+    text: str  # up to where a repetition begins
+    raw: str
     stop: Stop
     tokens: int
     prompt_tokens: int
@@ -76,13 +85,13 @@ class VisionEngine:
         fallback = options.text("fallback")
         self._keep_raw = options.flag("raw")
         options.done()
-        _check_transformers(preset)
+        check_transformers(preset)
 
         self._clock = clock
         self._call_seconds = share
         self._parse = PARSERS[self._preset.prompts[self._task].parser]
         self._fallback = Fallback(fallback, settings, writes_markdown=self._task != "spotting")
-        self._device = _device(device)
+        self._device = choose_device(device)
         self._dtype = choose_dtype(preset, self._device, dtype)
         self._checkpoint = fetch_checkpoint(preset, model, revision)
         try:
@@ -127,41 +136,20 @@ class VisionEngine:
     # ---- loading
 
     def _load(self, threads: int, max_pixels: int) -> None:
-        import torch
-        from transformers import AutoModelForImageTextToText, AutoProcessor
-        from transformers.utils.logging import disable_progress_bar
-
-        disable_progress_bar()
-        torch.set_num_threads(threads)
-        preset, folder = self._preset, self._checkpoint.folder
-        try:
-            self._processor = AutoProcessor.from_pretrained(folder)
-            model, info = AutoModelForImageTextToText.from_pretrained(
-                folder,
-                dtype=getattr(torch, self._dtype),
-                attn_implementation=preset.attention,
-                output_loading_info=True,
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-            raise BadRequest(f"{self._checkpoint.model} cannot be loaded as {preset.name}: {error}") from error
-        # transformers only warns, and reads nonsense with the random weights that it puts in their place.
-        if missing := sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"]):
-            raise BadRequest(
-                f"{self._checkpoint.model} is no checkpoint of {preset.name}'s shape: {len(missing)} weights are "
-                f"missing, such as {missing[0]}"
-            )
-        self._model: Any = model.eval().to(self._device)
+        preset = self._preset
+        self._processor, self._model = load_checkpoint(self._checkpoint, preset, self._device, self._dtype, threads)
         self._read_alone()
         self._limit_pixels(max_pixels)
         tokenizer = self._processor.tokenizer
         tokenizer.padding_side = "left"  # what is generated follows the prompt; with padding between it, it is wrong
-        ends = self._model.generation_config.eos_token_id
-        ids = ends if isinstance(ends, list) else [ends]
-        ids += [tokenizer.convert_tokens_to_ids(token) for token in preset.end_tokens]
-        self._ends = [int(token) for token in ids if token is not None]
-        self._pad = self._model.generation_config.pad_token_id
-        if self._pad is None:
-            self._pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else self._ends[0]
+        told = self._model.generation_config
+        ends = told.eos_token_id if told.eos_token_id is not None else tokenizer.eos_token_id
+        self._ends: list[int] = [
+            *(ends if isinstance(ends, list) else [ends]),
+            *(tokenizer.convert_tokens_to_ids(token) for token in preset.end_tokens),
+        ]
+        pads = (told.pad_token_id, tokenizer.pad_token_id, self._ends[0])
+        self._pad = next(token for token in pads if token is not None)
         self._chat = self._write_prompt() if preset.chat_template else None
 
     def _read_alone(self) -> None:
@@ -209,29 +197,16 @@ class VisionEngine:
         readings: list[Reading] = []
         while len(readings) < len(pages):
             batch = pages[len(readings) : len(readings) + self.batch_size]
-            if (read := self._try_batch(batch, temperature, end)) is not None:
+            if (read := within_memory(partial(self._generate, batch, temperature, end))) is not None:
                 readings += read
                 continue
-            self._empty_cache()  # only here is nothing left that the failed attempt held
+            free_memory(self._device)
             if len(batch) == 1:
-                readings.append(Reading("", "memory", 0, 0, temperature))
+                readings.append(Reading("", "", "memory", 0, 0, temperature))
                 continue
             self.batch_size = len(batch) // 2
             log.warning("%d pages don't fit into memory: %d at a time from now on", len(batch), self.batch_size)
         return readings
-
-    def _try_batch(self, pages: Sequence[PageImage], temperature: float, end: float) -> list[Reading] | None:
-        """None where the pages don't fit into memory together."""
-        import torch
-
-        try:
-            return self._generate(pages, temperature, end)
-        except torch.OutOfMemoryError:
-            return None
-        except RuntimeError as error:
-            if "DefaultCPUAllocator: can't allocate memory" in str(error):
-                return None
-            raise
 
     def _generate(self, pages: Sequence[PageImage], temperature: float, end: float) -> list[Reading]:
         import torch
@@ -262,10 +237,10 @@ class VisionEngine:
             row, stop = row[: ended + 1], "end"
         elif (looped := guard.looped.get(number)) is not None:
             row = row[:looped]
-        text = self._decode(row)
+        raw = text = self._decode(row)
         if (begin := repeating_tail(text)) is not None:
             text, stop = text[:begin], "repetition"
-        return Reading(text, stop, len(row), asked, temperature)
+        return Reading(text, raw, stop, len(row), asked, temperature)
 
     def _inputs(self, pages: Sequence[PageImage]) -> Any:
         """Everything that the processor makes of the pages, on the device."""
@@ -288,15 +263,6 @@ class VisionEngine:
     def _decode(self, row: Sequence[int]) -> str:
         return str(self._processor.tokenizer.decode(row, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _empty_cache(self) -> None:
-        import gc
-
-        import torch
-
-        gc.collect()
-        if self._device.startswith("cuda"):
-            torch.cuda.empty_cache()
-
     # ---- results
 
     def _text(self, page: PageImage, reading: Reading) -> PageText:
@@ -306,8 +272,8 @@ class VisionEngine:
                 details["text"] = reading.text
             return self._fallback.read(page, self._why(reading), details)
         output = self._parse(reading.text, page.width, page.height)
-        if output.warnings:
-            details["warnings"] = list(output.warnings)
+        if warnings := [*output.warnings, *([] if reading.text.strip() else [f"{self.name} found no text"])]:
+            details["warnings"] = warnings
         return PageText(page.width, page.height, lines=output.lines, markdown=output.markdown, details=details)
 
     def _details(self, reading: Reading | None) -> dict[str, Any]:
@@ -328,7 +294,7 @@ class VisionEngine:
                 "retries": reading.retries,
             }
             if self._keep_raw:
-                details["raw"] = reading.text
+                details["raw"] = reading.raw
         return details
 
     def _why(self, reading: Reading) -> str:
@@ -351,30 +317,6 @@ class VisionEngine:
         return f"it does not fit into the memory of {self._device}; try a smaller --engine-option max_pixels=N"
 
 
-def choose_dtype(preset: Preset, device: str, asked: str | None) -> str:
-    """The precision that weights and pages are computed in: bfloat16 where the card has it in hardware, single
-    precision on a CPU, and what the preset says on a card without bfloat16.
-
-    Raises: BadRequest where the model overflows in what is asked for, or fits no such card in what it needs.
-    """
-    import torch
-
-    if asked == "float16" and preset.without_bf16 != "float16":
-        raise BadRequest(f"engine {preset.name} writes nonsense in float16; use bfloat16 or float32")
-    if asked:
-        return asked
-    if not device.startswith("cuda"):
-        return "float32"
-    if torch.cuda.is_bf16_supported(including_emulation=False):
-        return "bfloat16"
-    if preset.without_bf16 == "refuse":
-        raise BadRequest(
-            f"engine {preset.name} needs bfloat16, which {torch.cuda.get_device_name(device)} lacks: use a card from "
-            "Ampere on (g5, g6), or a large one with --engine-option dtype=float32"
-        )
-    return preset.without_bf16
-
-
 def _with_prompt(preset: Preset, task: str, text: str | None) -> Preset:
     if text is None:
         return preset
@@ -382,28 +324,6 @@ def _with_prompt(preset: Preset, task: str, text: str | None) -> Preset:
         raise BadRequest(f"engine {preset.name} has no option 'prompt': its processor writes the prompt")
     prompt = Prompt(text, preset.prompts[task].parser)
     return replace(preset, prompts={**preset.prompts, task: prompt})
-
-
-def _check_transformers(preset: Preset) -> None:
-    from packaging.version import Version
-
-    if Version(version("transformers")) < Version(preset.min_transformers):
-        raise BadRequest(
-            f"engine {preset.name} needs transformers {preset.min_transformers} or newer, here is "
-            f"{version('transformers')}: pip install -U transformers"
-        )
-
-
-def _device(asked: str | None) -> str:
-    import torch
-
-    if asked is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if asked.partition(":")[0] not in ("cpu", "cuda"):
-        raise BadRequest(f"device {asked!r} is neither cpu nor cuda nor cuda:N")
-    if asked.startswith("cuda") and not torch.cuda.is_available():
-        raise BadRequest(f"device {asked}: torch {torch.__version__} sees no GPU here")
-    return asked
 
 
 def _positions_by_row(get_rope_index: Callable[..., Any], input_ids: Any, **given: Any) -> tuple[Any, Any]:

@@ -1,0 +1,538 @@
+"""The engine of vision models: each preset's real class and processor with tiny random weights, on a CPU."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from transformers.utils import is_torchvision_available
+
+from tests.worker import tiny_models
+from worker.contract import Result
+from worker.engines import ENGINES, EngineSettings, PageImage, build_engine
+from worker.engines.guards import TEMPERATURES
+from worker.engines.outputs import PARSERS
+from worker.engines.presets import PRESETS, licence_of
+from worker.engines.vision import CHECK_TOKENS, VisionEngine, choose_dtype
+from worker.errors import BadRequest, TryAgain
+
+SIZES = [(100, 60), (80, 120), (90, 90)]  # width, height
+
+
+def page(number: int, width: int, height: int) -> PageImage:
+    pixels = np.random.default_rng(number).integers(0, 255, (height, width, 3), dtype=np.uint8)
+    return PageImage(number, pixels)
+
+
+PAGES = [page(number, width, height) for number, (width, height) in enumerate(SIZES, 1)]
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a tiny checkpoint of a preset's class."""
+    folder = tmp_path_factory.mktemp("models")
+
+    def checkpoint(name: str) -> Path:
+        return folder / name if (folder / name).exists() else tiny_models.make(name, folder)
+
+    return checkpoint
+
+
+@pytest.fixture
+def build(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., VisionEngine]:
+    """An engine with a tiny checkpoint: `build("hunyuan", batch_size=4)`."""
+    if not is_torchvision_available():
+        # The processors that take videos too can't be loaded by their folder; everything that they do with a page is
+        # theirs nevertheless.
+        load = transformers.AutoProcessor.from_pretrained
+
+        def without_video(folder: Path, **given: Any) -> Any:
+            preset = PRESETS.get(Path(folder).name)
+            return tiny_models.processor(preset.name) if preset and preset.needs_torchvision else load(folder, **given)
+
+        monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", without_video)
+
+    def build(name: str, clock: Callable[[], float] | None = None, **options: object) -> VisionEngine:
+        told = {"model": str(checkpoints(name)), "max_new_tokens": "64"} | {k: str(v) for k, v in options.items()}
+        more: dict[str, Any] = {"clock": clock} if clock else {}
+        return VisionEngine(EngineSettings(threads=1, name=name, options=told), **more)
+
+    return build
+
+
+def steer(engine: VisionEngine, choose: Callable[[int, int], list[str | None]]) -> None:
+    """Makes the model write what `choose(rows, step)` says: a character for each row, None to end its text."""
+    step = 0
+
+    def hook(module: object, args: object, output: Any) -> Any:
+        nonlocal step
+        logits = output.logits
+        if logits.shape[1] > 1 or step == 0:
+            step = 0
+        tokenizer = engine._processor.tokenizer
+        for row, character in enumerate(choose(len(logits), step)):
+            token = tokenizer.eos_token_id if character is None else tokenizer.convert_tokens_to_ids(character)
+            logits[row, -1] = 0
+            logits[row, -1, token] = 1e4
+        step += 1
+        return output
+
+    engine._model.register_forward_hook(hook)
+    start = engine._model.generate
+
+    def generate(**given: Any) -> Any:
+        nonlocal step
+        step = 0
+        return start(**given)
+
+    engine._model.generate = generate
+
+
+# ---- every preset
+
+
+@pytest.mark.parametrize("name", tiny_models.MAKERS)
+def test_pages_of_different_sizes_read_together_as_they_do_alone(build: Callable[..., VisionEngine], name: str) -> None:
+    # Chandra's own prompt is so long that random weights forget the page over it.
+    engine = build(name, batch_size=4, **({"prompt": "OCR:"} if name.startswith("chandra") else {}))
+    together = engine.read(PAGES)
+    assert together == [engine.read([each])[0] for each in PAGES]
+    assert engine.batch_size == 4
+    for each, text in zip(PAGES, together, strict=True):
+        told = text.details
+        assert told
+        assert (text.width, text.height) == (each.width, each.height)
+        assert told["model"].endswith(name)
+        assert told["revision"] == engine.revision
+        assert told["versions"] == {"torch": torch.__version__, "transformers": transformers.__version__}
+        assert (told["device"], told["dtype"], told["retries"], told["temperature"]) == ("cpu", "float32", 0, 0.0)
+        assert told["prompt_tokens"] > 10
+        assert 1 <= told["tokens"] <= 64
+        assert (told["stop"] == "end") == (text.error is None)
+        assert told["tokens"] == 64 or told["stop"] == "end"
+    assert len({text.markdown or (text.details or {}).get("text") for text in together}) > 1
+
+
+def test_a_page_reads_the_same_however_many_are_before_it(build: Callable[..., VisionEngine]) -> None:
+    """HunYuanVL counts the images of a whole batch, and the count is a part of each position."""
+    engine = build("hunyuan", batch_size=24)
+    pages = [page(number, 90, 90) for number in range(24)]
+    together = engine.read(pages)
+    assert together[-3:] == [engine.read([each])[0] for each in pages[-3:]]
+
+
+@pytest.mark.parametrize("name", tiny_models.MAKERS)
+def test_only_what_the_model_writes_is_its_text(build: Callable[..., VisionEngine], name: str) -> None:
+    engine = build(name, batch_size=4, raw="yes")
+    words = "HELLO"
+    steer(engine, lambda rows, step: [words[step] if step < len(words) else None] * rows)
+    texts = engine.read(PAGES)
+    assert [text.markdown for text in texts] == ["HELLO"] * 3
+    for text in texts:
+        assert text.details
+        assert text.details["raw"] == "HELLO"
+        assert text.details["tokens"] == len(words) + 1
+        assert text.details["prompt"] == PRESETS[name].prompt_id("markdown")
+
+
+def test_presets_are_whole() -> None:
+    for name, preset in PRESETS.items():
+        assert preset.name == name
+        assert re.fullmatch("[0-9a-f]{40}", preset.revision)
+        assert preset.default_task in preset.prompts
+        assert all(prompt.parser in PARSERS for prompt in preset.prompts.values())
+        assert preset.min_pixels is None or (preset.max_pixels and preset.min_pixels < preset.max_pixels)
+    assert set(tiny_models.MAKERS) == PRESETS.keys() - {"trocr"} < ENGINES.keys()
+
+
+def test_chandras_prompt_is_datalabs_to_the_byte() -> None:
+    text = PRESETS["chandra"].prompts["markdown"].text
+    digest = "025935f3e1de1acdfadd4c7d581ab17eb82e8caaffef7b64962621c80b7ca9a8"  # of OCR_LAYOUT_PROMPT, chandra-ocr 0.2
+    assert hashlib.sha256(text.encode()).hexdigest() == digest
+
+
+def test_licences_say_what_they_forbid() -> None:
+    hunyuan = licence_of("hunyuan-1.0", {})
+    assert hunyuan
+    assert hunyuan.forbids_training_on_output
+    assert {"eu-central-1", "eu-west-2", "ap-northeast-2"} < hunyuan.excluded_regions
+    assert licence_of("openai", {"preset": "hunyuan"}) == hunyuan
+    assert licence_of("rapidocr", {}) is None
+    assert "South Korea" in ENGINES["hunyuan"].licence
+    assert "2 million" in ENGINES["chandra"].licence
+    assert not any(PRESETS[name].licence.forbids_training_on_output for name in ("chandra", "lighton", "glm-ocr"))
+
+
+# ---- guards
+
+
+def test_a_page_that_loops_is_stopped_tried_again_and_told_and_the_others_are_read(
+    build: Callable[..., VisionEngine],
+) -> None:
+    engine = build("hunyuan", batch_size=4, max_new_tokens=4000)
+    attempts, steps = [], []
+
+    def choose(rows: int, step: int) -> list[str | None]:
+        steps.append(step)
+        if step == 0:
+            attempts.append(rows)
+        loops = ["a", *["b" if step < 3 else None] * (rows - 1)]  # the smallest page comes first
+        return loops[:rows]
+
+    steer(engine, choose)
+    small, tall, square = engine.read(PAGES)
+    assert attempts == [3, 1, 1]
+    assert (tall.markdown, square.markdown) == ("bbb", "bbb")
+    assert small.error
+    assert small.error.startswith("hunyuan repeats itself, at the last of 3 attempts")
+    assert small.markdown is None
+    told = small.details
+    assert told
+    assert (told["stop"], told["retries"], told["temperature"]) == ("repetition", 2, TEMPERATURES[-1])
+    assert told["text"] == "a"
+    assert max(steps) < told["tokens"] <= 400 + 2 * CHECK_TOKENS
+
+
+def test_a_page_that_comes_out_of_its_loop_is_read_by_a_later_attempt(build: Callable[..., VisionEngine]) -> None:
+    engine = build("hunyuan", max_new_tokens=4000)
+    attempt = 0
+
+    def choose(rows: int, step: int) -> list[str | None]:
+        nonlocal attempt
+        attempt += step == 0
+        return ["a" if attempt == 1 or step < 4 else None]
+
+    steer(engine, choose)
+    (text,) = engine.read(PAGES[:1])
+    assert text.markdown == "aaaa"
+    assert text.details
+    assert (text.details["retries"], text.details["temperature"]) == (1, TEMPERATURES[1])
+
+
+def test_a_sampled_attempt_reads_the_same_each_time(build: Callable[..., VisionEngine]) -> None:
+    engine = build("lighton")
+    readings = [engine._attempt(PAGES[:1], 0.6, end=float("inf")) for _ in range(2)]
+    assert readings[0] == readings[1]
+    assert readings[0] != engine._attempt(PAGES[:1], 0.0, end=float("inf"))
+
+
+def test_what_is_not_read_to_its_end_has_failed_and_keeps_what_there_is(build: Callable[..., VisionEngine]) -> None:
+    engine = build("hunyuan", max_new_tokens=5)
+    steer(engine, lambda rows, step: ["abcdefgh"[step]] * rows)
+    (text,) = engine.read(PAGES[:1])
+    assert text.error
+    assert text.error.startswith("hunyuan has not come to an end after 5 tokens")
+    assert text.details
+    assert (text.details["stop"], text.details["text"]) == ("length", "abcde")
+
+
+def test_time_is_up_for_one_attempt_and_for_the_call(build: Callable[..., VisionEngine]) -> None:
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 1
+        return now
+
+    engine = build("hunyuan", clock=clock, page_deadline=10, max_new_tokens=4000)
+    steer(engine, lambda rows, step: ["abcdefghijklmnopqrstuvwxyz"[step % 26]] * rows)
+    first, second, third = engine.read(PAGES)
+    for text in (first, second, third):
+        assert text.error
+        assert text.error.startswith("hunyuan has not read it within 10 s")
+        assert text.details
+        assert text.details["stop"] == "deadline"
+        assert text.details["text"] == "abcdefghij"[: text.details["tokens"]]
+    assert now < 60
+    slow = build("hunyuan", clock=clock, max_new_tokens=4000)
+    slow._call_seconds = 20
+    steer(slow, lambda rows, step: ["abcdefghijklmnopqrstuvwxyz"[step % 26]] * rows)
+    before = now
+    assert all(text.error for text in slow.read(PAGES))
+    assert now - before < 40
+
+
+def test_a_page_of_an_impossible_shape_fails_alone(build: Callable[..., VisionEngine]) -> None:
+    engine = build("hunyuan", batch_size=4)
+    steer(engine, lambda rows, step: ["a" if step == 0 else None] * rows)
+    texts = engine.read([PAGES[0], page(9, 2010, 10), PAGES[1]])
+    assert [text.markdown for text in texts] == ["a", None, "a"]
+    assert texts[1].error == "the page is 201 times as long as wide, hunyuan takes 200"
+
+
+def test_another_engine_reads_what_fails_when_asked_and_says_so(build: Callable[..., VisionEngine]) -> None:
+    from tests.worker.test_engine_rapidocr import type_lines
+
+    letter = PageImage(1, np.asarray(type_lines(["Total amount due", "Thank you for your visit"])))
+    engine = build("hunyuan", max_new_tokens=5, fallback="rapidocr")
+    steer(engine, lambda rows, step: ["a"] * rows)
+    (text,) = engine.read([letter])
+    assert text.error is None
+    assert text.markdown
+    assert "Thank you for your visit" in text.markdown
+    assert text.lines
+    assert text.details
+    assert text.details["fallback"]["engine"] == "rapidocr"
+    (warning,) = text.details["warnings"]
+    assert warning.startswith("read by rapidocr instead: hunyuan has not come to an end after 5 tokens")
+    engine.close()
+
+
+# ---- memory
+
+
+def out_of_memory_above(engine: VisionEngine, most: int) -> list[int]:
+    """Lets the model fail as CUDA does on more than so many rows; returns the sizes of batches that it is given."""
+    seen: list[int] = []
+
+    def hook(module: object, args: object, given: dict[str, Any]) -> None:
+        if given["input_ids"].shape[1] > 1:  # a prompt, no single token that follows it
+            seen.append(len(given["input_ids"]))
+        if len(given["input_ids"]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    engine._model.register_forward_pre_hook(hook, with_kwargs=True)
+    return seen
+
+
+def test_a_batch_that_does_not_fit_is_halved_until_it_does_and_the_size_remembered(
+    build: Callable[..., VisionEngine],
+) -> None:
+    engine = build("hunyuan", batch_size=8)
+    steer(engine, lambda rows, step: ["a" if step == 0 else None] * rows)
+    seen = out_of_memory_above(engine, 2)
+    pages = [page(number, 60 + number, 60) for number in range(1, 6)]
+    assert [text.markdown for text in engine.read(pages)] == ["a"] * 5
+    assert seen == [5, 2, 2, 1]
+    assert engine.batch_size == 2
+    engine.read(pages[:3])
+    assert seen[4:] == [2, 1]
+
+
+def test_a_page_that_does_not_fit_alone_fails(build: Callable[..., VisionEngine]) -> None:
+    engine = build("hunyuan", batch_size=2)
+    out_of_memory_above(engine, 0)
+    texts = engine.read(PAGES[:2])
+    assert [text.error for text in texts] == [
+        "it does not fit into the memory of cpu; try a smaller --engine-option max_pixels=N"
+    ] * 2
+
+
+def test_an_error_of_the_model_itself_is_no_lack_of_memory(build: Callable[..., VisionEngine]) -> None:
+    engine = build("hunyuan", batch_size=2)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    engine._model.register_forward_pre_hook(fail)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        engine.read(PAGES[:2])
+
+
+# ---- precision and device
+
+
+@pytest.mark.parametrize(
+    ("name", "bf16", "dtype"),
+    [
+        ("hunyuan", True, "bfloat16"),
+        ("hunyuan", False, "float16"),
+        ("glm-ocr", False, "float16"),
+        ("lighton", True, "bfloat16"),
+        ("lighton", False, "float32"),
+        ("chandra", True, "bfloat16"),
+    ],
+)
+def test_precision_follows_the_card(monkeypatch: pytest.MonkeyPatch, name: str, bf16: bool, dtype: str) -> None:
+    asked = []
+
+    def supported(including_emulation: bool = True) -> bool:
+        asked.append(including_emulation)
+        return bf16 or including_emulation  # a T4 emulates it, and crawls
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", supported)
+    assert choose_dtype(PRESETS[name], "cuda", None) == dtype
+    assert asked == [False]
+    assert choose_dtype(PRESETS[name], "cpu", None) == "float32"
+    assert choose_dtype(PRESETS[name], "cuda", "float32") == "float32"
+
+
+def test_qwen_never_runs_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    with pytest.raises(BadRequest, match="chandra needs bfloat16, which Tesla T4 lacks"):
+        choose_dtype(PRESETS["chandra"], "cuda", None)
+    for name in ("chandra", "chandra-1", "lighton", "got-ocr2"):
+        with pytest.raises(BadRequest, match="writes nonsense in float16"):
+            choose_dtype(PRESETS[name], "cuda", "float16")
+
+
+def test_weights_and_pages_are_in_the_precision_asked_for(build: Callable[..., VisionEngine]) -> None:
+    engine = build("hunyuan", dtype="bfloat16")
+    assert {parameter.dtype for parameter in engine._model.parameters()} == {torch.bfloat16}
+    assert engine._inputs(PAGES[:2])["pixel_values"].dtype == torch.bfloat16
+    (text,) = engine.read(PAGES[:1])
+    assert text.details
+    assert text.details["dtype"] == "bfloat16"
+
+
+# ---- options and checkpoints
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"colour": "red"}, "has no option 'colour'; it has: batch_size, device"),
+        ({"task": "formulas"}, "option task is 'formulas'; it must be one of markdown, spotting, text"),
+        ({"prompt": "What is <image>?"}, "the prompt holds <image>, which stands for a page"),
+        ({"device": "tpu"}, "device 'tpu' is neither cpu nor cuda"),
+        ({"device": "cuda:1"}, "device cuda:1: torch .* sees no GPU here"),
+        ({"max_pixels": "10"}, "max_pixels is 10; it must be at least 1024"),
+        ({"dtype": "int4"}, "option dtype is 'int4'"),
+        ({"model": "tencent/HunyuanOCR@main"}, "revision 'main': name a commit by its 40 hexadecimal digits"),
+        ({"model": "somebody/HunyuanOCR"}, "no revision: name a commit"),
+        ({"model": "no/such/folder"}, "there is no such folder"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(
+    build: Callable[..., VisionEngine], options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(BadRequest, match=message):
+        build("hunyuan", **options)
+
+
+def test_a_prompt_of_ones_own_has_an_id_of_its_own(build: Callable[..., VisionEngine]) -> None:
+    told = build("hunyuan", prompt="Read this.").read(PAGES[:1])[0].details
+    assert told
+    assert told["prompt"].startswith("hunyuan/markdown/")
+    assert told["prompt"] != PRESETS["hunyuan"].prompt_id("markdown")
+    with pytest.raises(BadRequest, match="has no option 'prompt'"):
+        build("got-ocr2", prompt="Read this.")
+
+
+def test_spotting_gives_lines_with_their_places(build: Callable[..., VisionEngine]) -> None:
+    engine = build("hunyuan", task="spotting")
+    words = "Hi(100,500),(900,1000)"
+    steer(engine, lambda rows, step: [words[step] if step < len(words) else None] * rows)
+    (text,) = engine.read([page(1, 200, 100)])
+    assert text.markdown is None  # written from the lines of the whole document
+    (line,) = text.lines
+    assert (line.text, line.polygon) == ("Hi", [(20, 50), (180, 50), (180, 100), (20, 100)])
+
+
+def test_fewer_pixels_mean_fewer_tokens(build: Callable[..., VisionEngine]) -> None:
+    asked = [
+        build("hunyuan", **options).read([page(1, 128, 128)])[0].details["prompt_tokens"]  # type: ignore[index]
+        for options in ({}, {"max_pixels": 64 * 64})
+    ]
+    assert asked[1] < asked[0]
+    with pytest.raises(BadRequest, match="has no option max_pixels"):
+        build("lighton", max_pixels=4096)
+
+
+def test_a_checkpoint_without_some_of_its_weights_is_refused(
+    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    broken = shutil.copytree(checkpoints("hunyuan"), tmp_path / "hunyuan")
+    weights = load_file(broken / "model.safetensors")
+    lost = next(name for name in weights if "layers.1" in name)
+    save_file({name: value for name, value in weights.items() if name != lost}, broken / "model.safetensors")
+    with pytest.raises(
+        BadRequest, match=r"no checkpoint of hunyuan's shape: 1 weights are missing, such as .*layers\.1"
+    ):
+        build("hunyuan", model=broken)
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(BadRequest, match="holds no checkpoint: it needs config"):
+        build("hunyuan", model=broken)
+
+
+def test_another_checkpoint_has_another_revision(
+    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    other = shutil.copytree(checkpoints("hunyuan"), tmp_path / "hunyuan")
+    first = build("hunyuan").revision
+    assert build("hunyuan", model=other).revision == first
+    weights = load_file(other / "model.safetensors")
+    save_file({name: value * 1.01 for name, value in weights.items()}, other / "model.safetensors")
+    assert build("hunyuan", model=other).revision != first
+    assert str(first).startswith("sha256:")
+
+
+def test_a_checkpoint_is_read_from_s3_and_its_copy_removed(
+    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], s3: Any
+) -> None:
+    for path in checkpoints("hunyuan").iterdir():
+        s3.upload_file(str(path), "inputs", f"models/tiny/{path.name}")
+    s3.put_object(Bucket="inputs", Key="models/tiny/old/config.json", Body=b"{}")
+    engine = build("hunyuan", model="s3://inputs/models/tiny/")
+    assert engine.model == "s3://inputs/models/tiny/"
+    assert engine.revision == build("hunyuan").revision
+    assert engine.read(PAGES)[0].details
+    folder = engine._checkpoint.folder
+    assert folder.exists()
+    engine.close()
+    assert not folder.exists()
+    with pytest.raises(BadRequest, match="holds no checkpoint"):
+        build("hunyuan", model="s3://inputs/none/")
+    with pytest.raises(BadRequest, match="no such bucket"):
+        build("hunyuan", model="s3://nowhere/none/")
+
+
+def test_a_hub_out_of_reach_is_tried_again_later(
+    build: Callable[..., VisionEngine], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(TryAgain, match=f"tencent/HunyuanOCR@{PRESETS['hunyuan'].revision} cannot be downloaded"):
+        VisionEngine(EngineSettings(threads=1, name="hunyuan"))
+
+
+def test_the_hubs_commit_is_what_is_recorded(
+    build: Callable[..., VisionEngine],
+    checkpoints: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """A cache as `snapshot_download` leaves it, so that nothing is asked of the network."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    preset = PRESETS["hunyuan"]
+    cached = tmp_path / "models--tencent--HunyuanOCR" / "snapshots" / preset.revision
+    shutil.copytree(checkpoints("hunyuan"), cached)
+    engine = VisionEngine(EngineSettings(threads=1, name="hunyuan"))
+    assert (engine.model, engine.revision) == ("tencent/HunyuanOCR", preset.revision)
+    assert engine._processor.image_processor.size["longest_edge"] == preset.max_pixels
+
+
+def test_the_table_builds_the_preset_that_it_names(checkpoints: Callable[[str], Path]) -> None:
+    engine = build_engine("hunyuan-1.0", EngineSettings(threads=1, options={"model": str(checkpoints("hunyuan-1.0"))}))
+    assert engine.name == "hunyuan-1.0"
+    assert (engine.concurrency, engine.batch_size, engine.longest_side) == (1, 1, 4096)
+
+
+# ---- in a worker
+
+
+def test_what_an_engine_tells_of_a_page_is_kept_and_its_warnings_reach_the_document(
+    make_run: Callable[..., Any],
+) -> None:
+    run = make_run({"a.tiff": ["read", "raise"]}, engine="tests.faults.engines:Telling")
+    assert run.work().returncode == 0
+    outcome = run.outcome(run.tasks[0][0])
+    assert isinstance(outcome, Result)
+    assert [page.status for page in outcome.pages] == ["ok", "failed"]
+    assert outcome.pages[1].engine == {"text": "half of"}
+    assert outcome.warnings == ["page 1: read by another", "page 2 failed: cut short"]

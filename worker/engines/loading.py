@@ -1,0 +1,124 @@
+"""What all engines on transformers do alike: choose device and precision, load a checkpoint strictly, notice that
+memory does not suffice."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any, TypeVar
+
+from worker.engines.checkpoint import Checkpoint
+from worker.engines.presets import Preset
+from worker.errors import BadRequest
+
+T = TypeVar("T")
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def check_transformers(preset: Preset) -> None:
+    """Raises: BadRequest where the installed transformers is older than the model."""
+    from packaging.version import Version
+
+    if Version(version("transformers")) < Version(preset.min_transformers):
+        raise BadRequest(
+            f"engine {preset.name} needs transformers {preset.min_transformers} or newer, here is "
+            f"{version('transformers')}: pip install -U transformers"
+        )
+
+
+def choose_device(asked: str | None) -> str:
+    """The GPU where there is one. Raises: BadRequest where another device is asked for than there is."""
+    import torch
+
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if asked.partition(":")[0] not in ("cpu", "cuda"):
+        raise BadRequest(f"device {asked!r} is neither cpu nor cuda nor cuda:N")
+    if asked.startswith("cuda") and not torch.cuda.is_available():
+        raise BadRequest(f"device {asked}: torch {torch.__version__} sees no GPU here")
+    return asked
+
+
+def choose_dtype(preset: Preset, device: str, asked: str | None) -> str:
+    """The precision that weights and pages are computed in: bfloat16 where the card has it in hardware, single
+    precision on a CPU, and what the preset says on a card without bfloat16.
+
+    Raises: BadRequest where the model overflows in what is asked for, or fits no such card in what it needs.
+    """
+    import torch
+
+    if asked == "float16" and preset.without_bf16 != "float16":
+        raise BadRequest(f"engine {preset.name} writes nonsense in float16; use bfloat16 or float32")
+    if asked:
+        return asked
+    if not device.startswith("cuda"):
+        return "float32"
+    if torch.cuda.is_bf16_supported(including_emulation=False):
+        return "bfloat16"
+    if preset.without_bf16 == "refuse":
+        raise BadRequest(
+            f"engine {preset.name} needs bfloat16, which {torch.cuda.get_device_name(device)} lacks: use a card from "
+            "Ampere on (g5, g6), or a large one with --engine-option dtype=float32"
+        )
+    return preset.without_bf16
+
+
+def load_checkpoint(
+    checkpoint: Checkpoint, preset: Preset, device: str, dtype: str, threads: int, unused: str | None = None
+) -> tuple[Any, Any]:
+    """Processor and model. Weights whose names begin with `unused` may be missing.
+
+    Raises: BadRequest where the files are no checkpoint of the preset's shape.
+    """
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
+    torch.set_num_threads(threads)
+    try:
+        processor = AutoProcessor.from_pretrained(checkpoint.folder)
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            checkpoint.folder,
+            dtype=getattr(torch, dtype),
+            attn_implementation=preset.attention,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        raise BadRequest(f"{checkpoint.model} cannot be loaded as {preset.name}: {error}") from error
+    # transformers only warns, and reads nonsense with the random weights that it puts in their place.
+    missing = sorted(key for key in info["missing_keys"] if unused is None or not key.startswith(unused))
+    if missing := missing + sorted(str(key) for key in info["mismatched_keys"]):
+        raise BadRequest(
+            f"{checkpoint.model} is no checkpoint of {preset.name}'s shape: {len(missing)} weights are "
+            f"missing, such as {missing[0]}"
+        )
+    try:
+        return processor, model.eval().to(device)
+    except torch.OutOfMemoryError as error:
+        raise BadRequest(f"{preset.name} does not fit into the memory of {device}: {error}") from error
+
+
+def within_memory(work: Callable[[], T]) -> T | None:
+    """What the work returns; None where memory did not suffice. `free_memory` is to follow."""
+    import torch
+
+    try:
+        return work()
+    except torch.OutOfMemoryError:
+        return None
+    except RuntimeError as error:
+        if "DefaultCPUAllocator: can't allocate memory" in str(error):
+            return None
+        raise
+
+
+def free_memory(device: str) -> None:
+    """To be called where nothing is left that the failed attempt held, that is outside its `except`."""
+    import torch
+
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
