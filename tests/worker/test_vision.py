@@ -73,10 +73,12 @@ def build(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -
 
         monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", without_video)
 
-    def build(name: str, clock: Callable[[], float] | None = None, **options: object) -> VisionEngine:
+    def build(
+        name: str, clock: Callable[[], float] | None = None, timeout: float = 600.0, **options: object
+    ) -> VisionEngine:
         told = {"model": str(checkpoints(name)), "max_new_tokens": "64"} | {k: str(v) for k, v in options.items()}
         more: dict[str, Any] = {"clock": clock} if clock else {}
-        return VisionEngine(EngineSettings(threads=1, name=name, options=told), **more)
+        return VisionEngine(EngineSettings(threads=1, name=name, timeout=timeout, options=told), **more)
 
     return build
 
@@ -265,8 +267,7 @@ def test_time_is_up_for_one_attempt_and_for_the_call(build: Callable[..., Vision
         assert text.details["stop"] == "deadline"
         assert text.details["text"] == "abcdefghij"[: text.details["tokens"]]
     assert now < 60
-    slow = build("hunyuan", clock=clock, max_new_tokens=4000)
-    slow._call_seconds = 20
+    slow = build("hunyuan", clock=clock, timeout=22, max_new_tokens=4000)
     steer(slow, lambda rows, step: ["abcdefghijklmnopqrstuvwxyz"[step % 26]] * rows)
     before = now
     assert all(text.error for text in slow.read(PAGES))
