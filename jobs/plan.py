@@ -22,6 +22,7 @@ from urllib.parse import quote
 from jobs.errors import UsageError
 from worker.contract import Counts, Options, Run, RunPaths, Task
 from worker.decode import format_pages, parse_pages
+from worker.engines.options import refuse_secrets
 from worker.errors import DocumentError
 from worker.storage import Storage, path_uri, split_s3, to_uri, uri_path
 
@@ -163,6 +164,8 @@ def write_plan(storage: Storage, paths: RunPaths, plan: Plan, run: Run) -> None:
 
 
 def describe_run(plan: Plan, run_id: str, engine: str, options: Options, versions: dict[str, str]) -> Run:
+    """Raises: BadRequest where an engine's option is a secret, which a run's record would tell."""
+    refuse_secrets(options.engine_options)
     return Run(
         id=run_id,
         created=datetime.now(UTC).replace(microsecond=0),

@@ -23,10 +23,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+CONNECT_SECONDS = 10.0
+PROBE_SECONDS = 10.0  # in which a service must tell that it is there
 EXCERPT = 300  # characters of an answer that go into a message
 # Statuses that say nothing of the page: too fast, or the service is not there (529: overloaded, as some say it).
 AWAY = frozenset({408, 425, 429, 502, 503, 504, 529})
 WRONG_RUN = {
+    301: "its address is another",
+    302: "its address is another",
+    307: "its address is another",
+    308: "its address is another",
     401: "the key is wrong or missing",
     402: "the account has no credit",
     403: "the key may not do this",
@@ -104,7 +110,7 @@ class Service:
         self.base_url = self.base_url.rstrip("/")
         self.http = httpx.Client(
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-            timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout), pool=None),
+            timeout=PROBE_SECONDS,
             limits=httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections),
             trust_env=parts.hostname not in ("localhost", "127.0.0.1", "::1"),  # a proxy has no way to this machine
         )
@@ -112,35 +118,52 @@ class Service:
     def close(self) -> None:
         self.http.close()
 
+    def timeouts(self, until: float) -> httpx.Timeout:
+        """For one request: neither silent for longer than agreed, nor under way for much longer than until then."""
+        import httpx
+
+        left = max(0.001, until - self.clock.now())
+        return httpx.Timeout(min(self.timeout, left), connect=min(CONNECT_SECONDS, self.timeout), pool=None)
+
     def told(self, error: object) -> str:
         """A message without the key, which some services send back with their refusal."""
         text = str(error) or type(error).__name__
         return text.replace(self.key, "…") if self.key else text
 
-    def ask(self, send: Callable[[float], T], alive: Callable[[], bool] = lambda: True) -> tuple[T, int]:
+    def wrong_run(self, error: Answered) -> BadRequest:
+        """For a refusal that each page would meet."""
+        why = f"{WRONG_RUN[error.status]} ({self.told(error)})" if error.status in WRONG_RUN else self.told(error)
+        hint = f"; set {self.key_from}" if error.status in (401, 403) and self.key_from else ""
+        return BadRequest(f"{self.name} refuses: {why}{hint}")
+
+    def until(self) -> float:
+        """When the time for a page that begins now will be up."""
+        return self.clock.now() + self.patience.deadline
+
+    def ask(self, send: Callable[[float], T], until: float, alive: Callable[[], bool] = lambda: True) -> tuple[T, int]:
         """What `send` returns, and how often it was tried again. `send` gets the time by which it must be done.
 
-        It raises `Answered`, `Broken` or `httpx.TransportError`. Answers of 4xx are final; all else is tried again.
+        It raises `Answered`, `Broken` or `httpx.RequestError`. Answers of 4xx are final; all else is tried again.
         What then still fails is the page's fault if the service is `alive` otherwise.
 
         Raises: PageRefused, Unavailable, or BadRequest where each page would end like this one.
         """
         import httpx
 
-        patience, until = self.patience, self.clock.now() + self.patience.deadline
+        patience = self.patience
         for attempt in range(patience.attempts):
             wait = min(patience.longest_wait, patience.first_wait * 2**attempt) * random.uniform(0.5, 1.0)
             try:
                 return send(until), attempt
             except Answered as error:
                 if error.status in WRONG_RUN:
-                    raise BadRequest(self._wrong(error)) from error
+                    raise self.wrong_run(error) from error
                 if error.status < 500 and error.status not in AWAY:
                     raise PageRefused(f"{self.name} refuses the page: {self.told(error)}") from error
                 if error.retry_after is not None:
                     wait = max(wait, error.retry_after * random.uniform(1.0, 1.1))
                 failure: Exception = error
-            except (httpx.TransportError, Broken) as error:
+            except (httpx.RequestError, Broken) as error:
                 failure = error
             if attempt + 1 == patience.attempts or self.clock.now() + wait > until:
                 break
@@ -153,10 +176,6 @@ class Service:
         if away or not alive():
             raise Unavailable(f"{self.name} does not answer after {tries}: {self.told(failure)}") from failure
         raise PageRefused(f"{self.name} could not read the page in {tries}: {self.told(failure)}") from failure
-
-    def _wrong(self, error: Answered) -> str:
-        hint = f"; set {self.key_from}" if error.status in (401, 403) and self.key_from else ""
-        return f"{self.name} refuses: {WRONG_RUN[error.status]} ({self.told(error)}){hint}"
 
 
 class RateLimit:

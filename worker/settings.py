@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from worker import __version__
 from worker.errors import BadRequest
+
+API_KEYS = ("OPENAI_API_KEY", "UPSTAGE_API_KEY")
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Settings:
     decoder: str = "worker.decoding"  # PAGEFLEET_DECODER: the module that is run to decode documents
     drain_seconds: float = 20.0  # PAGEFLEET_DRAIN_SECONDS, from SIGTERM to the end
     progress_seconds: float = 30.0  # PAGEFLEET_PROGRESS_SECONDS between progress lines on standard output
+    api_keys: Mapping[str, str] = field(default_factory=dict, repr=False)  # those of API_KEYS that are set, by variable
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Settings:
@@ -59,6 +62,7 @@ class Settings:
             decoder=environment.get("PAGEFLEET_DECODER") or "worker.decoding",
             drain_seconds=_seconds(environment, "PAGEFLEET_DRAIN_SECONDS", 20.0),
             progress_seconds=_seconds(environment, "PAGEFLEET_PROGRESS_SECONDS", 30.0),
+            api_keys={name: key for name in API_KEYS if (key := environment.get(name, "").strip())},
         )
 
 

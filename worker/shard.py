@@ -158,6 +158,7 @@ def _engine(name: str, settings: Settings, options: Options) -> Engine:
             timeout=options.engine_timeout,
             lang=options.lang,
             options=options.engine_options,
+            api_keys=settings.api_keys,
         ),
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -78,6 +78,7 @@ class EngineSettings:
     timeout: float = 600.0  # seconds that one call of `read` may take, before the worker is given up
     lang: str | None = None
     options: dict[str, Any] = field(default_factory=dict)  # the engine's own, from `--engine-option k=v`
+    api_keys: Mapping[str, str] = field(default_factory=dict, repr=False)  # by variable, see `worker.settings`
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,27 @@ ENGINES: dict[str, EngineInfo] = {
         licence="Apache-2.0 (PP-OCRv6 weights too)",
         requires=("rapidocr", "onnxruntime"),
         install="pip install pagefleet",
+    ),
+    "openai": EngineInfo(
+        factory="worker.engines.openai_server:OpenAiEngine",
+        runs_on="any OpenAI-compatible vision server (vLLM, transformers serve, a provider)",
+        licence="the model's; see presets",
+        requires=("httpx",),
+        install="pip install pagefleet",
+    ),
+    "vllm": EngineInfo(
+        factory="worker.engines.vllm_server:VllmEngine",
+        runs_on="GPU; starts `vllm serve` beside the worker",
+        licence="the model's; see presets",
+        requires=("httpx",),  # its server is a program of its own: the engine says so where it is missing
+        install="pip install pagefleet, and vllm",
+    ),
+    "upstage": EngineInfo(
+        factory="worker.engines.upstage:UpstageEngine",
+        runs_on="Upstage's API, paid by the page",
+        licence="Upstage's terms of use",
+        requires=("httpx",),
+        install="pip install pagefleet; UPSTAGE_API_KEY",
     ),
     **{name: _vision(preset) for name, preset in PRESETS.items()},
 }

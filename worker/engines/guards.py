@@ -45,12 +45,14 @@ def repeating_tail(text: str) -> int | None:
 def _is_loop(unit: str, extent: int) -> bool:
     """Whether `unit`, over and over for `extent` characters, is more than a page can hold."""
     copies = extent / len(unit)
-    seen = _TAG.sub("", unit)
-    letters = _LETTER.search(seen) is not None
-    if lines := len(_LINE_END.findall(unit)):
-        return copies * lines > SAME_LINES or (copies >= COPIES and extent >= (SAME_TEXT if letters else SAME_TABLE))
-    width = len(_TAG.sub("··", unit))
-    return copies >= COPIES and copies * width > (SAME_WORDS_IN_LINE if letters else SAME_IN_LINE)
+    if copies < COPIES:
+        return False
+    letters = _LETTER.search(_TAG.sub("", unit)) is not None
+    first, *rest = _LINE_END.split(unit)
+    rows = [*rest[:-1], rest[-1] + first] if rest else []  # the last one goes on where the unit begins again
+    if lines := sum(1 for row in rows if row.strip()):
+        return copies * lines > SAME_LINES or extent >= (SAME_TEXT if letters else SAME_TABLE)
+    return copies * len(_TAG.sub("··", unit)) > (SAME_WORDS_IN_LINE if letters else SAME_IN_LINE)
 
 
 def _prefix_matches(text: str, most: int) -> list[int]:

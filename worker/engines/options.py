@@ -16,8 +16,8 @@ def refuse_secrets(options: Mapping[str, Any]) -> None:
 
     Raises: BadRequest, without telling the value.
     """
-    for name in options:
-        if _SECRET.search(name):
+    for name, value in options.items():
+        if _SECRET.search(name) and not str(value).startswith("arn:"):  # where a secret lies is none
             raise BadRequest(
                 f"option {name!r} looks like a secret, and a run's options are stored in the clear: set it in the "
                 "environment instead (see `pagefleet engines`)"

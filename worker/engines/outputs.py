@@ -218,12 +218,12 @@ _LABELS = {
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _VOID = {"br", "hr", "img", "input", "col"}
 _INLINE = {
-    "a", "b", "big", "br", "chem", "code", "del", "em", "font", "i", "img", "input", "ins", "kbd", "label", "mark",
+    "a", "b", "big", "br", "chem", "code", "del", "em", "font", "i", "input", "ins", "kbd", "label", "mark",
     "math", "s", "samp", "small", "span", "strike", "strong", "sub", "sup", "tt", "u",
 }  # fmt: skip
 _BLOCK = {
     "article", "aside", "blockquote", "body", "caption", "center", "dd", "div", "dl", "dt", "figcaption", "figure",
-    "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "li", "main", "ol", "p", "pre",
+    "footer", "form", "h1", "h2", "h3", "h4", "h5", "h6", "header", "hr", "html", "img", "li", "main", "ol", "p", "pre",
     "section", "ul",
 }  # fmt: skip
 _TABLE = {"col", "colgroup", "table", "tbody", "td", "tfoot", "th", "thead", "tr"}
@@ -237,7 +237,7 @@ _VALUE = rf"""(?:"(?:[^"<]|{_SIGN})*+"|'(?:[^'<]|{_SIGN})*+'|[^\s"'<>=`]++)"""
 _ATTRIBUTE = rf"\s++[\w:-]++(?:\s*+=\s*+{_VALUE})?+"
 _NO_TAG = re.compile(rf"<(?!/?(?:{_KNOWN})(?:{_ATTRIBUTE})*+\s*+/?>)", re.IGNORECASE)
 _DOCTYPE = re.compile(r"^\s*<!doctype[^<>]*>", re.IGNORECASE)
-_CUT_TAG = re.compile(rf"<(?:(?:{_KNOWN})\b[^<>]*|/[a-z1-6]*)$", re.IGNORECASE)
+_CUT_TAG = re.compile(rf"<(?:(?:{_KNOWN})(?:\s+(?:[a-z-]+=[^<>]*|d[a-z-]*)?)?|/[a-z1-6]*)$", re.IGNORECASE)
 _ALT = re.compile(r'\salt="([^"]*)$')
 _SPACE = re.compile(r"\s+")
 
@@ -275,9 +275,6 @@ class _Tree(HTMLParser):
         self.cut = cut is not None or len(self._open) > 1
         if alt:
             self._open[-1].content.append(_Element("img", {"alt": html.unescape(alt)}))
-
-    def set_cdata_mode(self, *_: object, **__: object) -> None:
-        """There is no script on a page."""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         element = _Element(tag, {name: value or "" for name, value in attrs})
@@ -415,6 +412,8 @@ class _Markdown:
             return [self._table(_Element("table", {}, [element]))]
         if tag == "hr":
             return ["---"]
+        if tag == "img":
+            return [_image(element)]
         if tag == "blockquote":
             return ["\n>\n".join("> " + part.replace("\n", "\n> ") for part in self.blocks(element.content))]
         return self.blocks(element.content)
@@ -507,7 +506,7 @@ class _Markdown:
             elif tag == "input":
                 yield _checkbox(child)
             elif tag == "img":
-                yield f"![{escape(child.attributes.get('alt', ''), start=False)}]()"
+                yield _image(child)
             elif tag in _EMPHASIS:
                 text = "".join(self._run(inner))
                 mark = _EMPHASIS[tag]
@@ -539,6 +538,11 @@ def _formula(element: _Element) -> str:
     latex = _SPACE.sub(" ", "".join(_pieces(element.content))).strip()
     mark = "$$" if element.attributes.get("display") == "block" else "$"
     return f"{mark}{latex}{mark}" if latex else ""
+
+
+def _image(element: _Element) -> str:
+    """What the model says of an image: it is not text of the page, and therefore in the markdown alone."""
+    return f"![{_SPACE.sub(' ', escape(element.attributes.get('alt', ''), start=False))}]()"
 
 
 def _checkbox(element: _Element) -> str:

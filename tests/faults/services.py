@@ -1,0 +1,173 @@
+"""A server on loopback that answers as it is told, request by request: what services that read pages do on bad days."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Asked:
+    """A request that came in."""
+
+    method: str
+    path: str
+    headers: dict[str, str]  # names in lower case
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def form(self) -> dict[str, tuple[str | None, str, bytes]]:
+        """Parts of a multipart body by name: file name, type, content."""
+        head = f"Content-Type: {self.headers['content-type']}\r\n\r\n".encode()
+        parts = message_from_bytes(head + self.body).get_payload()
+        return {
+            part.get_param("name", header="content-disposition"): (
+                part.get_filename(),
+                part.get_content_type(),
+                part.get_payload(decode=True),
+            )
+            for part in parts
+        }
+
+
+@dataclass
+class Reply:
+    """An answer. Pieces are sent one by one; `cut` resets the connection after them, `hang` leaves it open."""
+
+    pieces: Iterable[bytes] = ()
+    status: int = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    cut: bool = False
+    hang: bool = False
+
+
+Script = Callable[[int, Asked], Reply]  # number of the request among those for pages, from 1
+
+
+@dataclass
+class FaultyService:
+    """The server's address, and what it was asked for pages so far."""
+
+    url: str
+    asked: list[Asked] = field(default_factory=list)
+    gone: threading.Event = field(default_factory=threading.Event)  # a client has left before the answer's end
+
+
+@contextmanager
+def faulty_service(script: Script, models: Callable[[], Reply] | None = None, port: int = 0) -> Iterator[FaultyService]:
+    """Pages are what is POSTed; `models` answers GET, with one model named `tiny` unless told otherwise."""
+    lock = threading.Lock()
+    release = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_GET(self) -> None:
+            self._answer(models() if models else json_reply({"data": [{"id": "tiny"}]}))
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            asked = Asked(self.command, self.path, headers, body)
+            with lock:
+                service.asked.append(asked)
+                number = len(service.asked)
+            self._answer(script(number, asked))
+
+        def _answer(self, reply: Reply) -> None:
+            try:
+                self.send_response(reply.status)
+                for name, value in reply.headers.items():
+                    self.send_header(name, value)
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                for piece in reply.pieces:
+                    if piece:
+                        self.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
+                if reply.hang:
+                    release.wait()
+                if reply.cut or reply.hang:
+                    return self._reset()
+                self.wfile.write(b"0\r\n\r\n")
+            except OSError:
+                service.gone.set()
+                self.close_connection = True
+
+        def _reset(self) -> None:
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            pass  # we cut the connections ourselves
+
+    server = Server(("127.0.0.1", port), Handler)
+    service = FaultyService(f"http://127.0.0.1:{server.server_address[1]}/v1")
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield service
+    finally:
+        release.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def json_reply(value: Any, status: int = 200, **headers: str) -> Reply:
+    headers = {name.replace("_", "-"): text for name, text in headers.items()}
+    return Reply([json.dumps(value).encode()], status, {"Content-Type": "application/json", **headers})
+
+
+def stream(texts: Iterable[str], finish: str | None = "stop", **more: Any) -> Reply:
+    """A streamed chat completion as vLLM sends it, each text in an event of its own."""
+
+    def events() -> Iterator[bytes]:
+        for text in texts:
+            yield event({"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": None}]})
+        if finish:
+            yield event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
+            yield event({"choices": [], "usage": {"prompt_tokens": 77, "completion_tokens": 5}})
+            yield b"data: [DONE]\n\n"
+
+    return Reply(events(), headers={"Content-Type": "text/event-stream", "x-request-id": "req-1"}, **more)
+
+
+def event(value: dict[str, Any]) -> bytes:
+    said = {"id": "c1", "object": "chat.completion.chunk", "model": "tiny@abc", **value}
+    return b"data: " + json.dumps(said, ensure_ascii=False).encode() + b"\n\n"
+
+
+class SetClock:
+    """A clock that stands still but for those who sleep."""
+
+    def __init__(self) -> None:
+        self.time = 1000.0
+        self.slept: list[float] = []
+        self._lock = threading.Lock()
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self.slept.append(seconds)
+            self.time += seconds

@@ -1,0 +1,174 @@
+"""The engine `vllm` with a real server process beside it, which dies on purpose."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from worker.beside import Beside, ServerLost
+from worker.contract import ExitCode, Options, Result
+from worker.engines import EngineSettings, PageImage
+from worker.engines.vllm_server import VllmEngine
+from worker.errors import BadRequest
+
+Lives = Callable[..., Path]
+PAGE = PageImage(1, np.zeros((40, 60, 3), np.uint8))
+
+
+@pytest.fixture
+def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lives:
+    """A folder with the script of a server's lives."""
+    monkeypatch.setattr("worker.beside.POLL_SECONDS", 0.1)
+
+    def make(script: str) -> Path:
+        folder = tmp_path / "lives"
+        folder.mkdir()
+        (folder / "script").write_text(script)
+        return folder
+
+    return make
+
+
+def options(folder: Path, **more: str) -> dict[str, Any]:
+    command = f"{shlex.quote(sys.executable)} -m tests.faults.dying_server {{port}} {shlex.quote(str(folder))}"
+    return {"command": command, "model": "tiny", "start": "60", **more}
+
+
+def started(folder: Path) -> int:
+    return len(list(folder.glob("life-*")))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    return state != "Z"
+
+
+def test_a_server_that_dies_is_started_again_and_stopped_at_the_end(lives: Lives) -> None:
+    folder = lives("die 2 live")
+    engine = VllmEngine(EngineSettings(1, options=options(folder)))
+    assert [engine.read([PAGE])[0].markdown for _ in range(4)] == ["life 1", "life 1", "life 2", "life 2"]
+    engine.close()
+    assert started(folder) == 3
+    assert not any(is_running(int(life.read_text())) for life in folder.glob("life-*"))
+
+
+def test_it_is_started_again_five_times_at_most(lives: Lives) -> None:
+    folder = lives("die")
+    with pytest.raises(ServerLost, match="has died 6 times, the last time with code 3") as raised:
+        VllmEngine(EngineSettings(1, options=options(folder)))
+    assert raised.value.exit_code == ExitCode.TRY_AGAIN
+    assert started(folder) == 6
+
+
+def test_a_page_that_kills_each_server_costs_that_page(lives: Lives) -> None:
+    """Neither the run nor the pages that the server had in hand beside it: who was there is asked again alone."""
+    folder = lives("poison")
+    engine = VllmEngine(EngineSettings(1, options=options(folder, attempts="2")))
+    pages = [PageImage(number, np.full((40, 60, 3), 7 * number, np.uint8)) for number in range(8)]
+    pages[3] = PageImage(3, np.zeros((13, 13, 3), np.uint8))  # what the server dies of
+    with ThreadPoolExecutor(8) as pool:
+        texts = list(pool.map(lambda page: engine.read([page])[0], pages))
+    engine.close()
+    assert [number for number, text in enumerate(texts) if text.error] == [3]
+    assert "could not read the page in 2 tries" in str(texts[3].error)
+    assert started(folder) == 3
+
+
+def test_a_server_that_never_answers_is_given_up(lives: Lives) -> None:
+    folder = lives("mute")
+    with pytest.raises(ServerLost, match="does not answer within 1 s"):
+        VllmEngine(EngineSettings(1, options=options(folder, start="1", port="1")))
+    assert not any(is_running(int(life.read_text())) for life in folder.glob("life-*"))
+
+
+def test_a_program_that_does_not_exist() -> None:
+    with pytest.raises(ServerLost, match="there is no such program"):
+        VllmEngine(EngineSettings(1, options={"command": "no-such-program --port {port}", "model": "tiny"}))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({}, "needs a model"),
+        ({"preset": "hunyuan"}, "there is no program vllm here; .* --engine openai"),
+        ({"preset": "hunyuan", "base_url": "http://x/v1"}, "has no option 'base_url'"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict[str, str], says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(BadRequest, match=says):
+        VllmEngine(EngineSettings(1, options=options))
+
+
+def test_vllm_is_started_with_the_preset_s_pinned_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of that name notes its arguments, and leaves."""
+    program = tmp_path / "vllm"
+    program.write_text('#!/bin/sh\necho "$@" >> "$0.args"; env >> "$0.env"; exit 127\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    asked = {"preset": "hunyuan", "port": "8123", "server_args": "--max-model-len 32768"}
+    with pytest.raises(ServerLost):
+        VllmEngine(EngineSettings(1, options=asked))
+    assert (tmp_path / "vllm.args").read_text().splitlines()[0] == (
+        "serve tencent/HunyuanOCR --revision 449e7d471a8a1ef5bd5d652e4881183d7252cbc7 --served-model-name "
+        "tencent/HunyuanOCR --host 127.0.0.1 --port 8123 --max-model-len 32768"
+    )
+    assert "sk-secret" not in (tmp_path / "vllm.env").read_text()
+
+
+def test_the_worker_reads_on_when_its_server_dies(make_run: Any, lives: Lives) -> None:
+    folder = lives("3 live")
+    names = {f"{number}.png": "read" for number in range(8)}
+    run = make_run(names, engine="vllm", options=Options(engine_options=options(folder, concurrency="2")))
+    done = run.work()
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert run.outcomes() == dict.fromkeys(names, "ok")
+    texts = [result.extracted_markdown for task in run.tasks[0] if isinstance(result := run.outcome(task), Result)]
+    assert set(texts) == {"life 0\n", "life 1\n"}
+    assert len(done.stdout.splitlines()) == 8  # the server's own words go to standard error
+    assert "hello from the server" in done.stderr
+    assert not any(is_running(int(life.read_text())) for life in folder.glob("life-*"))
+
+
+def test_the_server_goes_when_the_worker_is_killed(make_run: Any, lives: Lives) -> None:
+    folder = lives("live")
+    run = make_run(
+        {"a.png": "read"}, engine="vllm", options=Options(engine_options=options(folder, preset="hunyuan", task="text"))
+    )
+    worker = run.start()
+    assert worker.stderr
+    for line in worker.stderr:
+        if "hello from the server" in line:
+            break
+    (life,) = folder.glob("life-*")
+    server = os.pidfd_open(int(life.read_text()))
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    worker.communicate()
+    import select
+
+    assert select.select([server], [], [], 30)[0], "the server outlives its worker"
+    os.close(server)
+
+
+def test_a_stopped_server_stays_down(lives: Lives) -> None:
+    folder = lives("live")
+    command = [sys.executable, "-m", "tests.faults.dying_server", "0", str(folder)]
+    server = Beside(command, lambda: True, start_seconds=30)
+    server.wait(30)
+    server.stop()
+    assert started(folder) <= 1

@@ -1,0 +1,75 @@
+"""What services that read pages have in common: how fast they are asked, and how long they want to be left alone."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from tests.faults.services import SetClock
+from worker.engines.options import Taker, refuse_secrets
+from worker.errors import BadRequest
+from worker.remote import Clock, RateLimit, seconds_to_wait
+
+NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("", None),
+        ("0", 0),
+        ("7", 7),
+        ("1.5", 1.5),
+        ("-3", 0),
+        ("Tue, 24 Nov 2026 12:00:30 GMT", 30),
+        ("Tue, 24 Nov 2026 14:00:30 +0200", 30),
+        ("Tue, 24 Nov 2026 11:00:00 GMT", 0),
+        ("soon", None),
+        ("inf", None),
+        ("nan", None),
+    ],
+)
+def test_retry_after(header: str | None, seconds: float | None) -> None:
+    assert seconds_to_wait(header, NOW) == seconds
+
+
+def test_a_bucket_gives_its_burst_at_once_and_then_its_rate() -> None:
+    clock = SetClock()
+    limit = RateLimit(4, burst=2, clock=Clock(clock.now, clock.sleep))
+    for _ in range(6):
+        limit.wait()
+    assert clock.slept == pytest.approx([0.25] * 4)
+    clock.time += 60  # what is not used is not saved up beyond the burst
+    for _ in range(3):
+        limit.wait()
+    assert clock.slept == pytest.approx([0.25] * 5)
+
+
+def test_options_are_taken_by_type() -> None:
+    taker = Taker("x", {"a": "text", "b": "2.5", "c": 3, "d": "yes", "e": False, "f": ""})
+    assert taker.text("a") == "text"
+    assert taker.number("b", 1.0) == 2.5
+    assert taker.integer("c", 1) == 3
+    assert taker.flag("d")
+    assert not taker.flag("e")
+    assert not taker.flag("missing")
+    assert taker.integer("absent", 7) == 7
+    with pytest.raises(BadRequest, match=r"engine x has no option 'f'; it has: a, absent, b, c, d, e, missing"):
+        taker.done()
+    for name, value in [("integer", "2.5"), ("integer", "two"), ("number", "nan"), ("flag", "maybe")]:
+        wrong = Taker("x", {"o": value})
+        with pytest.raises(BadRequest, match="engine x: option o is"):
+            wrong.flag("o") if name == "flag" else getattr(wrong, name)("o", 1)
+
+
+@pytest.mark.parametrize("name", ["api_key", "API_KEY", "key", "token", "hf_token", "password", "client_secret"])
+def test_secrets_are_no_options(name: str) -> None:
+    with pytest.raises(BadRequest, match="looks like a secret") as raised:
+        refuse_secrets({"max_new_tokens": 5, name: "sk-123"})
+    assert "sk-123" not in str(raised.value)
+
+
+def test_where_a_secret_lies_is_none() -> None:
+    refuse_secrets({"key_secret": "arn:aws:secretsmanager:us-east-1:1:secret:x", "max_new_tokens": "9"})

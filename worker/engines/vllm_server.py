@@ -1,0 +1,136 @@
+"""`vllm serve` beside the worker, on its GPU: the engine `openai` with a server of its own."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from worker.beside import Beside
+from worker.engines import EngineSettings
+from worker.engines.openai_server import Answer, OpenAiEngine
+from worker.errors import BadRequest
+from worker.remote import Clock
+from worker.settings import API_KEYS
+
+START_SECONDS = 1200.0  # the weights' download included
+RESTART_SECONDS = 240.0  # a page in hand waits that long for the server to come back: less than the engine's timeout
+
+
+class VllmEngine(OpenAiEngine):
+    """Reads pages with a vision model that vLLM serves.
+
+    Options: those of `openai` but `base_url`; `model`: a folder or name, instead of the preset's pinned weights;
+    `port`; `start`: seconds that the server may take to come up; `server_args`: more arguments of `vllm serve`, or
+    `command`: a whole command of another server, in which {model}, {revision} and {port} are filled in.
+    """
+
+    name = "vllm"
+    attempts = 3  # of one request: a page that kills the server takes no more than three of its lives
+
+    def __init__(self, settings: EngineSettings, clock: Clock | None = None) -> None:
+        """Starts the server and waits for it. Raises: BadRequest where there is none to start, ServerLost."""
+        self._configure(settings, clock or Clock())
+        taker = self._taker
+        weights, own = taker.text("model"), taker.text("command")
+        port = taker.integer("port", 0) or _free_port()
+        start_seconds = taker.number("start", START_SECONDS)
+        more = taker.text("server_args") or ""
+        taker.done()
+        self.model = weights or self._preset.hub_id
+        self.revision = None if weights else self._preset.revision
+        if not self.model:
+            raise BadRequest("engine vllm needs a model: --engine-option preset=NAME, or model=FOLDER")
+        command = _command(own, more, self.model, self.revision, port)
+        self.base_url = f"http://127.0.0.1:{port}/v1"
+        self._connect(self.base_url, None)
+        self._lane = _Lane()
+        self._suspect = threading.local()  # the page that this thread has had in hand when the connection broke
+        environment = {name: value for name, value in os.environ.items() if name not in API_KEYS}
+        self._server = Beside(command, super()._alive, start_seconds=start_seconds, environment=environment)
+        try:
+            self._server.wait(start_seconds)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        self._server.stop()
+        super().close()
+
+    def _complete(self, image: str, temperature: float, until: float) -> Answer:
+        """As of any server; but the time in which it is started again is not the page's, and a page that it may have
+        died of is asked alone, so that no other page is blamed."""
+        import httpx
+
+        asked = self._clock.now()
+        with self._lane.enter(alone=getattr(self._suspect, "image", None) is image):
+            self._server.wait(RESTART_SECONDS)
+            try:
+                answer = super()._complete(image, temperature, until + self._clock.now() - asked)
+            except httpx.ConnectError:
+                self._server.settle(RESTART_SECONDS)
+                answer = super()._complete(image, temperature, until + self._clock.now() - asked)
+            except (httpx.NetworkError, httpx.RemoteProtocolError):
+                self._suspect.image = image
+                self._server.settle(RESTART_SECONDS)  # before the next page's turn
+                raise
+        self._suspect.image = None
+        return answer
+
+
+class _Lane:
+    """The way to the server: for many at a time, or for one alone."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._together = 0
+        self._alone = 0  # who are or want to be
+
+    @contextmanager
+    def enter(self, *, alone: bool) -> Iterator[None]:
+        with self._changed:
+            if alone:
+                self._alone += 1
+                self._changed.wait_for(lambda: self._together == 0)
+            else:
+                self._changed.wait_for(lambda: self._alone == 0)
+            self._together += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._together -= 1
+                self._alone -= alone
+                self._changed.notify_all()
+
+
+def _command(own: str | None, more: str, model: str, revision: str | None, port: int) -> list[str]:
+    if own:
+        values = {"{model}": model, "{revision}": revision or "main", "{port}": str(port)}
+        return [_filled(word, values) for word in shlex.split(own)]
+    if not shutil.which("vllm"):
+        raise BadRequest(
+            "engine vllm: there is no program vllm here; it is part of the GPU image, or `pip install vllm` on a "
+            "machine with a GPU. A server that runs elsewhere is reached with --engine openai"
+        )
+    pinned = ["--revision", revision] if revision else []
+    served = ["--served-model-name", model, "--host", "127.0.0.1", "--port", str(port)]
+    return ["vllm", "serve", model, *pinned, *served, *shlex.split(more)]
+
+
+def _filled(word: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        word = word.replace(name, value)
+    return word
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
