@@ -381,8 +381,8 @@ def _set_dtype(config: dict[str, Any]) -> None:
 
 
 RECIPES = {
-    "hunyuan": Recipe(make_hunyuan, hunyuan_batch, read_hunyuan, hunyuan_picture, 3, 5000, 2e-3),
-    "trocr": Recipe(make_trocr, trocr_batch, read_trocr, trocr_picture, TROCR_SHORTEST, 4000, 2e-3),
+    "hunyuan": Recipe(make_hunyuan, hunyuan_batch, read_hunyuan, hunyuan_picture, 3, 8000, 2e-3),
+    "trocr": Recipe(make_trocr, trocr_batch, read_trocr, trocr_picture, TROCR_SHORTEST, 8000, 2e-3),
 }
 
 
