@@ -23,10 +23,16 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+CONNECT_SECONDS = 10.0
+PROBE_SECONDS = 10.0  # in which a service must tell that it is there
 EXCERPT = 300  # characters of an answer that go into a message
 # Statuses that say nothing of the page: too fast, or the service is not there (529: overloaded, as some say it).
 AWAY = frozenset({408, 425, 429, 502, 503, 504, 529})
 WRONG_RUN = {
+    301: "its address is another",
+    302: "its address is another",
+    307: "its address is another",
+    308: "its address is another",
     401: "the key is wrong or missing",
     402: "the account has no credit",
     403: "the key may not do this",
@@ -104,13 +110,20 @@ class Service:
         self.base_url = self.base_url.rstrip("/")
         self.http = httpx.Client(
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
-            timeout=httpx.Timeout(self.timeout, connect=min(10.0, self.timeout), pool=None),
+            timeout=PROBE_SECONDS,
             limits=httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections),
             trust_env=parts.hostname not in ("localhost", "127.0.0.1", "::1"),  # a proxy has no way to this machine
         )
 
     def close(self) -> None:
         self.http.close()
+
+    def timeouts(self, until: float) -> httpx.Timeout:
+        """For one request: neither silent for longer than agreed, nor under way for much longer than until then."""
+        import httpx
+
+        left = max(0.001, until - self.clock.now())
+        return httpx.Timeout(min(self.timeout, left), connect=min(CONNECT_SECONDS, self.timeout), pool=None)
 
     def told(self, error: object) -> str:
         """A message without the key, which some services send back with their refusal."""
@@ -130,7 +143,7 @@ class Service:
     def ask(self, send: Callable[[float], T], until: float, alive: Callable[[], bool] = lambda: True) -> tuple[T, int]:
         """What `send` returns, and how often it was tried again. `send` gets the time by which it must be done.
 
-        It raises `Answered`, `Broken` or `httpx.TransportError`. Answers of 4xx are final; all else is tried again.
+        It raises `Answered`, `Broken` or `httpx.RequestError`. Answers of 4xx are final; all else is tried again.
         What then still fails is the page's fault if the service is `alive` otherwise.
 
         Raises: PageRefused, Unavailable, or BadRequest where each page would end like this one.
@@ -150,7 +163,7 @@ class Service:
                 if error.retry_after is not None:
                     wait = max(wait, error.retry_after * random.uniform(1.0, 1.1))
                 failure: Exception = error
-            except (httpx.TransportError, Broken) as error:
+            except (httpx.RequestError, Broken) as error:
                 failure = error
             if attempt + 1 == patience.attempts or self.clock.now() + wait > until:
                 break

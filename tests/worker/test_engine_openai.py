@@ -128,22 +128,23 @@ def test_pages_are_scaled_down_to_what_the_model_looks_at() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "says"),
+    "fault",
     [
-        (json_reply({"error": "slow down"}, 429, Retry_After="3"), None),
-        (Reply(status=500), None),
-        (Reply(status=503), None),
-        (Reply(cut=True), None),
-        (stream(["half a wo"], finish=None, cut=True), None),
-        (stream(["half a wo"], finish=None), None),
-        (Reply([b"data: {garb\n\n"], headers={"Content-Type": "text/event-stream"}), None),
-        (Reply([b"<html>oops</html>"], headers={"Content-Type": "application/json"}), None),
-        (Reply([event({"error": {"message": "engine died"}})], headers={"Content-Type": "text/event-stream"}), None),
-        (json_reply({"choices": "none"}), None),
+        json_reply({"error": "slow down"}, 429, Retry_After="3"),
+        Reply(status=500),
+        Reply(status=503),
+        Reply(cut=True),
+        stream(["half a wo"], finish=None, cut=True),
+        stream(["half a wo"], finish=None),
+        Reply([b"data: {garb\n\n"], headers={"Content-Type": "text/event-stream"}),
+        Reply([b"<html>oops</html>"], headers={"Content-Type": "application/json"}),
+        Reply([event({"error": {"message": "engine died"}})], headers={"Content-Type": "text/event-stream"}),
+        json_reply({"choices": "none"}),
+        Reply([b"no gzip"], headers={"Content-Encoding": "gzip"}),
     ],
-    ids=["429", "500", "503", "reset", "cut", "unfinished", "garbage", "html", "error", "odd"],
+    ids=["429", "500", "503", "reset", "cut", "unfinished", "garbage", "html", "error", "odd", "gzip"],
 )
-def test_a_fault_that_passes_costs_a_second_request(fault: Reply, says: None) -> None:
+def test_a_fault_that_passes_costs_a_second_request(fault: Reply) -> None:
     text, service, clock = read(in_turn(fault, stream(["all well"])))
     assert (text.error, text.markdown) == (None, "all well")
     assert text.details
@@ -220,7 +221,9 @@ def test_a_server_that_is_still_loading_is_waited_for() -> None:
     assert clock.slept == [1.0, 1.0]
 
 
-@pytest.mark.parametrize(("status", "hint"), [(401, "set OPENAI_API_KEY"), (403, "set OPENAI_API_KEY"), (404, "model")])
+@pytest.mark.parametrize(
+    ("status", "hint"), [(401, "set OPENAI_API_KEY"), (403, "set OPENAI_API_KEY"), (404, "model"), (308, "another")]
+)
 def test_what_every_page_would_meet_ends_the_run(status: int, hint: str) -> None:
     echo = json_reply({"error": {"message": f"Incorrect API key provided: {KEY}"}}, status)
     with pytest.raises(BadRequest, match=hint) as raised:
@@ -346,6 +349,23 @@ def test_a_page_has_a_deadline() -> None:
     assert text.details["text"].startswith("drop 0, ")
 
 
+def test_a_page_s_deadline_is_for_all_attempts_at_it() -> None:
+    """And it is the page's: that no time is left to ask again doesn't end the run."""
+    clock = SetClock()
+
+    def script(number: int, _: Asked) -> Reply:
+        clock.time += 301
+        return stream(["half"], finish="length")
+
+    with faulty_service(script) as service:
+        reader = engine(service, clock)
+        (text,) = reader.read([page()])
+        reader.close()
+    assert text.error is not None
+    assert "was not done within 300 s" in text.error
+    assert len(service.asked) == 1
+
+
 def test_halves_of_characters_are_put_together_or_replaced() -> None:
     halves = [rb'data: {"choices": [{"delta": {"content": "%s"}}]}' % half for half in (rb"\ud83d", rb"\ude00 \ud83d")]
     end = b'data: {"choices": [{"delta": {}, "finish_reason": "stop"}]}'
@@ -377,6 +397,7 @@ def test_a_page_that_no_processor_takes_is_not_sent() -> None:
         ({"api_key": KEY}, "looks like a secret"),
         ({"preset": "nobody"}, "must be one of hunyuan"),
         ({"preset": "hunyuan", "task": "sing"}, "must be one of markdown, text, spotting"),
+        ({"fallback": "nobody"}, "unknown engine 'nobody'"),
         ({"concurrency": "0"}, "a number of at least 1"),
         ({"colour": "red"}, "has no option 'colour'; it has: attempts, base_url"),
     ],

@@ -7,14 +7,19 @@ from typing import Any
 
 from worker import layout
 from worker.contract import Page
-from worker.engines import Engine, EngineSettings, PageImage, PageText, build_engine
+from worker.engines import Engine, EngineSettings, PageImage, PageText, build_engine, check_engine
 
 
 class Fallback:
     """Another engine, built when it is first needed. Without a name there is none, and pages fail."""
 
     def __init__(self, name: str | None, settings: EngineSettings, *, writes_markdown: bool) -> None:
-        """`writes_markdown`: whether the model does, so that nobody else writes it from the lines of its pages."""
+        """`writes_markdown`: whether the model does, so that nobody else writes it from the lines of its pages.
+
+        Raises: BadRequest where there is no such engine.
+        """
+        if name:
+            check_engine(name)
         self.name = name
         self._writes_markdown = writes_markdown
         self._settings = EngineSettings(threads=settings.threads, lang=settings.lang)

@@ -30,7 +30,6 @@ log = logging.getLogger(__name__)
 KEY = "OPENAI_API_KEY"
 READY_SECONDS = 120.0
 POLL_SECONDS = 1.0
-PROBE_SECONDS = 10.0  # in which a server must tell that it is there
 CHECK_EVERY = 1000  # characters of new text after which a loop is looked for
 CHARACTERS_PER_TOKEN = 32  # more than any tokeniser packs into one on average: a server that ignores the cap is stopped
 
@@ -167,7 +166,7 @@ class OpenAiEngine:
                 if error.status < 500 and error.status not in AWAY:
                     raise self._service.wrong_run(error) from error
                 failure: Exception = error
-            except (httpx.TransportError, Broken) as error:
+            except (httpx.RequestError, Broken) as error:
                 failure = error
             if self._clock.now() + POLL_SECONDS > until:
                 raise Unavailable(
@@ -177,16 +176,13 @@ class OpenAiEngine:
             self._clock.sleep(POLL_SECONDS)
 
     def _models(self) -> list[str]:
-        """Names of the models that the server holds, as far as it tells.
-
-        Raises: Answered, Broken, httpx.TransportError.
-        """
+        """Names of the models that the server holds, as far as it tells. Raises as `_complete`."""
         http, base = self._service.http, self._service.base_url
-        health = http.get(f"{base.removesuffix('/v1')}/health", timeout=PROBE_SECONDS)
+        health = http.get(f"{base.removesuffix('/v1')}/health")
         if health.status_code >= 500:  # a provider has no such address; vLLM says 503 until its engine runs
             check(health)
         try:
-            listed = check(http.get(f"{base}/models", timeout=PROBE_SECONDS)).json()
+            listed = check(http.get(f"{base}/models")).json()
             return [str(entry["id"]) for entry in listed["data"]]
         except Answered as error:
             # A provider may have no list; `transformers serve` fails to make one where nothing was ever downloaded.
@@ -216,7 +212,7 @@ class OpenAiEngine:
             return self._fallback.read(page, error, details)
         image = _data_uri(page, self._preset.max_pixels)
         until = self._service.until()
-        resent = 0
+        resent, so_far = 0, ""
         for retry, temperature in enumerate(TEMPERATURES):
             try:
                 answer, again = self._service.ask(partial(self._complete, image, temperature), until, self._alive)
@@ -225,16 +221,16 @@ class OpenAiEngine:
             resent += again
             details |= {"model": answer.model or self.model, **answer.usage, "stop": answer.stop}
             details |= {"temperature": temperature, "retries": retry, "resent": resent}
-            if answer.request:
-                details["request"] = answer.request
+            details |= {"request": answer.request} if answer.request else {}
+            so_far = answer.text or so_far
             if answer.stop not in ("length", "repetition"):
                 break
         if self._keep_raw:
             details["raw"] = answer.text
         if answer.stop == "end":
             return self._parsed(page, answer.text, details)
-        if answer.text:
-            details["text"] = answer.text[: repeating_tail(answer.text)]  # what was read is not lost
+        if so_far:
+            details["text"] = so_far[: repeating_tail(so_far)]  # what was read is not lost
         return self._fallback.read(page, self._why(answer.stop, retry + 1), details)
 
     def _why(self, stop: str | None, attempts: int) -> str:
@@ -260,7 +256,7 @@ class OpenAiEngine:
         return PageText(page.width, page.height, lines=output.lines, markdown=output.markdown, details=details)
 
     def _complete(self, image: str, temperature: float, until: float) -> Answer:
-        """One request. Raises: Answered, Broken, httpx.TransportError."""
+        """One request. Raises: Answered, Broken, httpx.RequestError."""
         while True:
             body = self._body(image, temperature)
             try:
@@ -304,10 +300,11 @@ class OpenAiEngine:
     def _stream(self, body: dict[str, Any], until: float) -> Answer:
         import httpx
 
-        left = max(0.001, until - self._clock.now())
-        timeout = httpx.Timeout(min(self._timeout, left), connect=min(10.0, self._timeout, left), pool=None)
-        url = f"{self._service.base_url}/chat/completions"
-        with self._service.http.stream("POST", url, json=body, timeout=timeout) as response:
+        if self._clock.now() >= until:
+            return Answer(stop="deadline")
+        service = self._service
+        url, timeout = f"{service.base_url}/chat/completions", service.timeouts(until)
+        with service.http.stream("POST", url, json=body, timeout=timeout) as response:
             check(response)
             answer = Answer(request=request_id(response.headers))
             try:
@@ -319,7 +316,7 @@ class OpenAiEngine:
                 if self._clock.now() + 0.05 < until:
                     raise
                 answer.stop = "deadline"
-            except httpx.TransportError:
+            except httpx.RequestError:
                 if answer.stop is None:  # else only the count of tokens is lost
                     raise
         if answer.stop is None:
@@ -356,7 +353,7 @@ class OpenAiEngine:
 
         try:
             self._models()
-        except (httpx.TransportError, Answered, Broken):
+        except (httpx.RequestError, Answered, Broken):
             return False
         return True
 
@@ -377,20 +374,22 @@ def _data_uri(page: PageImage, max_pixels: int | None) -> str:
 
 
 def _events(response: httpx.Response) -> Iterator[Any]:
-    """JSON of the server-sent events, to `[DONE]` or the stream's end.
-
-    Lines end at line feeds alone: httpx would end them at signs that JSON may hold, such as U+2028.
-    """
-    rest = b""
-    for piece in response.iter_bytes():
-        *lines, rest = (rest + piece).split(b"\n")
-        for line in lines:
-            name, _, value = line.strip().partition(b":")
-            if name != b"data":
-                continue
+    """JSON of the server-sent events, to `[DONE]` or the stream's end."""
+    for line in _lines(response):
+        name, _, value = line.strip().partition(b":")
+        if name == b"data":
             if value.strip() == b"[DONE]":
                 return
             yield _json(value)
+
+
+def _lines(response: httpx.Response) -> Iterator[bytes]:
+    """Ended by line feeds alone: httpx would end them at signs that JSON may hold, too, such as U+2028."""
+    rest = b""
+    for piece in response.iter_bytes():
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from lines
+    yield rest
 
 
 def _json(data: bytes) -> Any:
@@ -413,7 +412,7 @@ def _take(answer: Answer, event: Any) -> str:
         answer.model = event.get("model") or answer.model
         if usage := event.get("usage"):
             names = {"prompt_tokens": "prompt_tokens", "completion_tokens": "tokens"}
-            answer.usage = {ours: int(usage[theirs]) for theirs, ours in names.items() if theirs in usage}
+            answer.usage = {ours: usage[name] for name, ours in names.items() if isinstance(usage.get(name), int)}
         text = ""
         for choice in (event.get("choices") or [])[:1]:
             if reason := choice.get("finish_reason"):

@@ -276,9 +276,6 @@ class _Tree(HTMLParser):
         if alt:
             self._open[-1].content.append(_Element("img", {"alt": html.unescape(alt)}))
 
-    def set_cdata_mode(self, *_: object, **__: object) -> None:
-        """There is no script on a page."""
-
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         element = _Element(tag, {name: value or "" for name, value in attrs})
         while self._open[-1].tag in _CLOSES.get(tag, ()):

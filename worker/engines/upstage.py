@@ -141,17 +141,14 @@ class UpstageEngine:
         return self._text(page, answer.pages[0], details)
 
     def _send(self, data: bytes, kind: str, until: float) -> httpx.Response:
-        """One request. Raises: Answered, httpx.TransportError."""
-        import httpx
-
+        """One request. Raises: Answered, httpx.RequestError."""
         self._rate.wait()
-        left = max(0.001, until - self._service.clock.now())
         return check(
             self._service.http.post(
                 f"{self._service.base_url}/document-digitization",
                 files={"document": (f"page.{kind}", data, f"image/{kind}")},
                 data={"model": self.model},
-                timeout=httpx.Timeout(min(self._service.timeout, left), pool=None),
+                timeout=self._service.timeouts(until),
             )
         )
 
