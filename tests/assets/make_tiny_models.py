@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -38,6 +37,7 @@ from transformers import (
 from transformers.models.hunyuan_vl.image_processing_pil_hunyuan_vl import HunYuanVLImageProcessorPil
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+from jobs.accuracy import error_rate
 from tests.rendering import ALPHABET, CARD, CELL, draw_card, draw_text, fresh_strings
 from worker.engines.presets import PRESETS
 
@@ -146,9 +146,8 @@ def evaluate(recipe: Recipe, folder: Path, count: int = 1000) -> dict[str, float
     for start in range(0, count, 50):
         some = texts[start : start + 50]
         readings += recipe.read(model.eval(), processor, [recipe.picture(text, chance) for text in some])
-    wrong = sum(edits(reading, text) for reading, text in zip(readings, texts, strict=True))
     exact = sum(reading == text for reading, text in zip(readings, texts, strict=True))
-    return {"strings": count, "exact": exact, "character_error_rate": wrong / sum(map(len, texts))}
+    return {"strings": count, "exact": exact, "character_error_rate": error_rate(zip(readings, texts, strict=True))}
 
 
 # ---- a HunyuanOCR
@@ -356,16 +355,6 @@ def character_tokenizer(special: list[str]) -> Tokenizer:
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens(special)
     return tokenizer
-
-
-def edits(text: str, truth: str) -> int:
-    """Levenshtein's distance."""
-    row = np.arange(len(truth) + 1)
-    for count, character in enumerate(text, 1):
-        best = np.minimum(row[1:] + 1, row[:-1] + np.array([character != other for other in truth], dtype=int))
-        row = np.concatenate([[count], best])
-        row = np.minimum.accumulate(row - np.arange(len(row))) + np.arange(len(row))
-    return int(row[-1])
 
 
 def folder_size(folder: Path) -> int:
