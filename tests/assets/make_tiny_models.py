@@ -44,6 +44,8 @@ from worker.engines.presets import PRESETS
 HERE = Path(__file__).parent
 SEED = 20261124
 LONGEST = 8  # characters
+BATCH = 16
+TROCR_SHORTEST = 5
 # Paper becomes about nought: where it has a large value, as with CLIP's figures, layers this narrow see nothing else.
 NORMAL = {"image_mean": [0.9, 0.9, 0.9], "image_std": [0.5, 0.5, 0.5]}
 LINE = (192, 36)  # that tiny-trocr squeezes a line into
@@ -67,8 +69,8 @@ class Recipe:
     batch: Callable[[Any, list[str], random.Random], dict[str, torch.Tensor]]
     read: Callable[[Any, Any, list[Image.Image]], list[str]]
     picture: Callable[[str, random.Random], Image.Image]
+    shortest: int  # characters
     steps: int
-    batch_size: int
     learning_rate: float
 
 
@@ -95,7 +97,8 @@ def train(recipe: Recipe, steps: int) -> tuple[Any, Any]:
     began = time.monotonic()
     longest, recent = 1, 9.9
     for step in range(1, steps + 1):
-        texts = ["".join(chance.choices(ALPHABET, k=chance.randint(1, longest))) for _ in range(recipe.batch_size)]
+        shortest = min(recipe.shortest, longest)
+        texts = ["".join(chance.choices(ALPHABET, k=chance.randint(shortest, longest))) for _ in range(BATCH)]
         loss = model(**recipe.batch(processor, texts, chance)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -103,7 +106,7 @@ def train(recipe: Recipe, steps: int) -> tuple[Any, Any]:
         schedule.step()
         optimiser.zero_grad()
         recent = 0.95 * recent + 0.05 * loss.item()
-        if recent < 0.7 and longest < LONGEST:  # with long strings at first it never finds out where to look
+        if recent < 0.7 and longest < LONGEST:  # with long strings at first, it never finds out where to look
             longest, recent = 2 * longest, 9.9
         if step % 50 == 0 or step == steps:
             print(
@@ -138,7 +141,7 @@ def evaluate(recipe: Recipe, folder: Path, count: int = 1000) -> dict[str, float
     assert not any(info.values()), info
     processor = AutoProcessor.from_pretrained(folder)
     chance = random.Random(SEED + 1)
-    texts = fresh_strings(count, SEED + 1)
+    texts = fresh_strings(count, SEED + 1, recipe.shortest, LONGEST)
     readings: list[str] = []
     for start in range(0, count, 50):
         some = texts[start : start + 50]
@@ -300,11 +303,13 @@ def make_trocr() -> tuple[Any, Any]:
 
 
 def trocr_picture(text: str, chance: random.Random) -> Image.Image:
-    """A line as a detector cuts it out: with a margin on each side, which differs, and at any size."""
+    """A line as `rapidocr`'s detector cuts it out, with its small margins. One that is shorter than any that is read
+    later has room for all characters, so that they have the size that they will have."""
     ink, paper, scale = chance.randint(0, 60), chance.randint(235, 255), chance.randint(2, 5)
-    drawn = draw_text(text, scale, ink, paper)
+    drawn = draw_text(text.ljust(LONGEST) if len(text) < TROCR_SHORTEST else text, scale, ink, paper)
     height = CELL[1] * scale
-    left, right, above, below = (round(chance.uniform(0.0, 0.5) * height) for _ in range(4))
+    left, right = round(chance.uniform(0.06, 0.24) * height), round(chance.uniform(0.0, 0.22) * height)
+    above, below = (round(chance.uniform(-0.12, 0.12) * height) for _ in range(2))
     line = Image.new("L", (left + drawn.width + right, above + height + below), paper)
     line.paste(drawn, (left, above))
     return line.convert("RGB")
@@ -376,8 +381,8 @@ def _set_dtype(config: dict[str, Any]) -> None:
 
 
 RECIPES = {
-    "hunyuan": Recipe(make_hunyuan, hunyuan_batch, read_hunyuan, hunyuan_picture, 3000, 16, 2e-3),
-    "trocr": Recipe(make_trocr, trocr_batch, read_trocr, trocr_picture, 4000, 16, 1.5e-3),
+    "hunyuan": Recipe(make_hunyuan, hunyuan_batch, read_hunyuan, hunyuan_picture, 3, 5000, 2e-3),
+    "trocr": Recipe(make_trocr, trocr_batch, read_trocr, trocr_picture, TROCR_SHORTEST, 4000, 2e-3),
 }
 
 
