@@ -1,7 +1,4 @@
-"""A server program beside the worker: started, watched, started again when it dies, and stopped with the worker.
-
-`python -m worker.beside PROGRAM …` becomes that program, after asking the kernel to end it when the worker ends.
-"""
+"""A server program beside the worker: started, watched, started again when it dies, and stopped with the worker."""
 
 from __future__ import annotations
 
@@ -40,7 +37,7 @@ class Beside:
         restarts: int = RESTARTS,
     ) -> None:
         """`ready` tells whether the server answers; `start_seconds` is how long it may take to, each time."""
-        self._command = [sys.executable, "-P", "-m", "worker.beside", *command]
+        self._command = [sys.executable, "-P", "-m", "worker.tether", *command]
         self._ready = ready
         self._start_seconds = start_seconds
         self._environment = environment
@@ -139,20 +136,3 @@ class Beside:
                 return
             except (ProcessLookupError, subprocess.TimeoutExpired):
                 continue
-
-
-def _become(command: Sequence[str]) -> None:
-    """Never returns."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of <linux/prctl.h>
-    try:
-        os.execvp(command[0], list(command))
-    except OSError as error:
-        print(f"{command[0]}: {error.strerror}", file=sys.stderr)
-        sys.exit(127)  # as a shell says it
-
-
-if __name__ == "__main__":
-    _become(sys.argv[1:])
