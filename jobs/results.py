@@ -97,7 +97,7 @@ class Document:
 
 
 class RunFolder:
-    """Reads a run's folder, documents in constant memory."""
+    """Reads a run's folder. Of what has an outcome a hash is kept in memory, documents never."""
 
     def __init__(self, storage: Storage, uri: str) -> None:
         """Raises: UsageError where there is no run."""
@@ -151,8 +151,8 @@ class RunFolder:
             attempts.setdefault(file[0], []).append(file)
         for shard in range(self.run.counts.shards):
             open_ = sum(
-                self.paths.result(task) not in self._existing
-                and (retry_failed or self.paths.failure(task) not in self._existing)
+                hash(self.paths.result(task)) not in self._existing
+                and (retry_failed or hash(self.paths.failure(task)) not in self._existing)
                 for task in self.tasks(shard)
             )
             if retry_failed:
@@ -201,10 +201,10 @@ class RunFolder:
     # ---- helpers
 
     @cached_property
-    def _existing(self) -> set[str]:
-        """URIs of all outcomes, found with one listing each instead of a question a task."""
+    def _existing(self) -> set[int]:
+        """Hashes of the URIs of all outcomes, found with one listing each instead of a question a task."""
         return {
-            entry.uri
+            hash(entry.uri)
             for folder in ("documents/", "failures/", "parts/")
             for entry in self.storage.list(self.paths.file(folder))
             if entry.uri.endswith(".json")
@@ -236,13 +236,18 @@ class RunFolder:
     def _document(self, tasks: list[Task]) -> Document:
         first = tasks[0]
         if first.part is None:
-            return Document(first.name, first.uri, read_outcome(self.storage, self.paths, first))
-        outcomes = [read_outcome(self.storage, self.paths, task) for task in tasks]
+            return Document(first.name, first.uri, self._outcome(first))
+        outcomes = [self._outcome(task) for task in tasks]
         complete = [outcome for outcome in outcomes if outcome is not None]
         if len(complete) < (first.parts or 0):
             return Document(first.name, first.uri, None, first.parts)
         outcome = assemble(tasks, complete, self.run.options.keep_furniture)
         return Document(first.name, first.uri, outcome, first.parts)
+
+    def _outcome(self, task: Task) -> Result | Failure | None:
+        if not {hash(self.paths.result(task)), hash(self.paths.failure(task))} & self._existing:
+            return None
+        return read_outcome(self.storage, self.paths, task)
 
 
 def open_run(location: str, storage: Storage | None = None) -> RunFolder:
