@@ -134,11 +134,11 @@ def check_licence(engine: str, options: Mapping[str, Any], *, accept: bool) -> s
 
     Raises: UsageError where it was not accepted.
     """
-    named = {engine, *(str(options.get(name)) for name in ("preset", "model", "fallback"))}
+    named = {name.lower() for name in (engine, *(str(options.get(key)) for key in ("preset", "model", "fallback")))}
     forbidding = [
         preset
         for preset in PRESETS.values()
-        if preset.licence.forbids_training_on_output and {preset.name, preset.hub_id} & named
+        if preset.licence.forbids_training_on_output and {preset.name, preset.hub_id.lower()} & named
     ]
     if not forbidding:
         return None
@@ -173,7 +173,7 @@ def write_labels(folder: RunFolder) -> dict[str, int]:
         tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch,
         _open_again(folder.storage, dataset) as opened,
     ):
-        path = Path(scratch, dataset.output)
+        path = Path(scratch, "labels.parquet")
         join = _Join(folder, dataset, opened)
         with pa.parquet.ParquetWriter(path, schema, compression="zstd") as labelled:
             for table in join.tables():

@@ -97,7 +97,7 @@ class Document:
 
 
 class RunFolder:
-    """Reads a run's folder, documents in constant memory."""
+    """Reads a run's folder. Of what has an outcome a hash is kept in memory, documents never."""
 
     def __init__(self, storage: Storage, uri: str) -> None:
         """Raises: UsageError where there is no run."""
@@ -151,8 +151,8 @@ class RunFolder:
             attempts.setdefault(file[0], []).append(file)
         for shard in range(self.run.counts.shards):
             open_ = sum(
-                self.paths.result(task) not in self._existing
-                and (retry_failed or self.paths.failure(task) not in self._existing)
+                hash(self.paths.result(task)) not in self._existing
+                and (retry_failed or hash(self.paths.failure(task)) not in self._existing)
                 for task in self.tasks(shard)
             )
             if retry_failed:
@@ -162,8 +162,7 @@ class RunFolder:
         return counts
 
     def outcome(self, task: Task) -> Result | Failure | None:
-        """A result wins over a failure that a later attempt made good."""
-        if self._existing.isdisjoint((self.paths.result(task), self.paths.failure(task))):
+        if not {hash(self.paths.result(task)), hash(self.paths.failure(task))} & self._existing:
             return None
         return read_outcome(self.storage, self.paths, task)
 
@@ -207,10 +206,10 @@ class RunFolder:
     # ---- helpers
 
     @cached_property
-    def _existing(self) -> set[str]:
-        """URIs of all outcomes, found with one listing each instead of a question a task."""
+    def _existing(self) -> set[int]:
+        """Hashes of the URIs of all outcomes, found with one listing each instead of a question a task."""
         return {
-            entry.uri
+            hash(entry.uri)
             for folder in ("documents/", "failures/", "parts/")
             for entry in self.storage.list(self.paths.file(folder))
             if entry.uri.endswith(".json")

@@ -197,7 +197,7 @@ class Dataset(Record):
     image_column: str
     image_root: str  # URI of the folder that relative paths start from
     batch_size: int
-    output: str  # the labelled set's file name in the run's folder
+    output: Annotated[str, Field(pattern=r"^[^/]*_pseudo_labels\.parquet$")]  # the labelled set, in the run's folder
     accepted_licence: str | None = None  # of an engine that forbids training on its output, where a person accepted it
 
 

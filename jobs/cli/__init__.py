@@ -120,7 +120,7 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
         dataset=labelling,
     )
     storage, out = open_storage(), local.out_uri(given["out"], labelling)
-    if given["resume"] and (found := local.find_run(storage, out)):
+    if given["resume"] and not given["dry_run"] and (found := local.find_run(storage, out)):
         dataset.check_same(found, labelling, request.engine)
         _resume(found, given | {"retry_failed": False})
     local.check_out(storage, out)

@@ -66,18 +66,19 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
         raise click.UsageError("--resume needs --run-id, the run that is to go on")
     run_id = given["run_id"] or new_run_id()
     batch.check_run_id(run_id)
+    options = _options(given)
     aws, stack = _stack(given)
     request = batch.Request(
         keys=keys,
         keys_file=given["keys_file"],
         prefixes=given["prefixes"],
         engine=given["engine"],
-        options=batch.with_secret(_options(given), given["engine"], stack),
+        options=batch.with_secret(options, given["engine"], stack),
         sharding=Sharding(given["shards"], 1, given["pages"], given["pages_per_task"]),
         dataset=dataset_request(given | {"keys": keys}, partial(batch.input_uri, stack), in_s3=True),
     )
     storage = open_storage()
-    if given["resume"] and batch.read_record(storage, RunPaths(stack.run_uri(run_id))):
+    if given["resume"] and not given["dry_run"] and batch.read_record(storage, RunPaths(stack.run_uri(run_id))):
         check_same(open_run(stack.run_uri(run_id), storage), request.dataset, request.engine)
         resume(run_id, retry_failed=False, stack=stack.stack, region=stack.region, as_json=given["as_json"])
         return

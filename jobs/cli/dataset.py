@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from jobs.dataset import DatasetRequest
     from jobs.results import RunFolder
+    from worker.contract import Dataset
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -47,7 +48,7 @@ _OPTIONS = (
     click.option(
         "--concurrency", type=click.IntRange(1), metavar="N", help="Requests at a time, of an engine that sends any."
     ),
-    click.option("--resume", is_flag=True, help="Go on with the run where there is one already."),
+    click.option("--resume", is_flag=True, help="Where there is such a run already, go on with it as it was planned."),
     click.option(
         "--accept-licence", is_flag=True, help="Label although the engine's licence forbids training on its output."
     ),
@@ -105,11 +106,11 @@ def check_same(folder: RunFolder, request: DatasetRequest | None, engine: str) -
     """Raises: UsageError where a run that is to go on reads something else than was asked for."""
     from jobs.errors import UsageError
 
-    run = folder.run
-    has = (run.engine, *((run.dataset.uri, run.dataset.image_column) if run.dataset else ()))
-    wanted = (engine, *((request.uri, request.image_column) if request else ()))
+    has, wanted = _told(folder.run.dataset, folder.run.engine), _told(request, engine)
     if has != wanted:
-        raise UsageError(
-            f"the run at {folder.uri} reads {' '.join(reversed(has))}, not {' '.join(reversed(wanted))}: name another "
-            "place for the new run, or leave out --resume"
-        )
+        raise UsageError(f"the run at {folder.uri} reads {has}, not {wanted}: name another place for a new run")
+
+
+def _told(dataset: Dataset | DatasetRequest | None, engine: str) -> str:
+    what = f"column {dataset.image_column} of {dataset.uri}" if dataset else "documents"
+    return f"{what} with {engine}"
