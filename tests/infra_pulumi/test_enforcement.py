@@ -78,7 +78,7 @@ class Cloud:
 def cloud(deploy: Deploy, s3: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     import urllib3
 
-    urllib3.request("POST", f"{s3_server}/moto-api/config", json={"batch": {"use_docker": False}})
+    urllib3.request("POST", f"{s3_server}/moto-api/config", json={"batch": {"use_docker": False}}, timeout=60)
     deployment = deploy("dev", github=GITHUB, upstageSecretArn=SECRET)
     _make(deployment)
     iam = boto3.client("iam")

@@ -419,3 +419,33 @@ def _wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
+
+
+class TestSomeShards:
+    """An array whose indices stand for other shards, as where only some of a run are resumed."""
+
+    def test_the_index_finds_the_shard_also_after_a_crash(self, make_run: MakeRun, tmp_path: Path) -> None:
+        run = make_run({"a.png": "read", "b.png": "kill", "c.png": "read"})
+        first, *rest = run.tasks[0]
+        run = RunOnDisk(tmp_path / "two", [[first], rest])
+        (tmp_path / "numbers.json").write_text("[1]")
+        numbers = {"PAGEFLEET_SHARDS": path_uri(tmp_path / "numbers.json")}
+        assert run.work(shard=0, attempt=1, **numbers).returncode == 137
+        assert run.work(shard=0, attempt=2, **numbers).returncode == ExitCode.OK
+        assert run.outcomes() == {"a.png": "none", "b.png": "worker_crashed", "c.png": "ok"}
+        assert {receipt.shard for receipt in run.receipts(shard=1, attempt=2)} == {1}
+        assert run.receipts(shard=0, attempt=2) == []
+
+    @pytest.mark.parametrize(
+        ("numbers", "said"),
+        [("[]", "names no shard for index 0"), ("{}", "names no shard"), (None, "the list of shards cannot be read")],
+    )
+    def test_a_list_that_is_of_no_use_is_refused(
+        self, make_run: MakeRun, tmp_path: Path, numbers: str | None, said: str
+    ) -> None:
+        run = make_run({"a.png": "read"})
+        if numbers:
+            (tmp_path / "numbers.json").write_text(numbers)
+        done = run.work(PAGEFLEET_SHARDS=path_uri(tmp_path / "numbers.json"))
+        assert done.returncode == ExitCode.BAD_REQUEST
+        assert said in done.stderr
