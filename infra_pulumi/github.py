@@ -52,7 +52,7 @@ class GitHub(pulumi.ComponentResource):
         self._child = pulumi.ResourceOptions(parent=self, retain_on_delete=True)
         self._provider_arn = self._issuer()
         state = pulumi.Output.format("arn:{0}:s3:::{1}", place.partition, settings.state_bucket)
-        image = allow(["ecr:DescribeImages", "ecr:BatchGetImage"], [registry.repository.arn])
+        image = allow(["ecr:DescribeImages"], [registry.repository.arn])
         # Pulumi opens a stack with it, also where it holds no secret.
         state_key = [allow(["kms:Decrypt"], [settings.state_key_arn])] if settings.state_key_arn else []
         preview = [
@@ -66,10 +66,7 @@ class GitHub(pulumi.ComponentResource):
             allow(["ssm:GetParameter"], [description.parameter.arn]),
             *self._reading_and_writing(storage),
             *self._batch(compute, definitions),
-            allow(
-                ["logs:FilterLogEvents", "logs:GetLogEvents", "logs:DescribeLogStreams"],
-                [logs.jobs.arn, pulumi.Output.format("{0}:*", logs.jobs.arn)],
-            ),
+            allow(["logs:FilterLogEvents"], [logs.jobs.arn, pulumi.Output.format("{0}:*", logs.jobs.arn)]),
             allow(["servicequotas:GetServiceQuota"], [place.arn("servicequotas", quota) for quota in QUOTAS]),
             image,
         ]
@@ -136,15 +133,13 @@ class GitHub(pulumi.ComponentResource):
         return [
             allow(["batch:SubmitJob"], [*queues, *revisions]),
             # A job's name is unknown before it exists.
-            allow(["batch:CancelJob", "batch:TerminateJob", "batch:TagResource"], [self._place.arn("batch", "job/*")]),
+            allow(["batch:TerminateJob"], [self._place.arn("batch", "job/*")]),
             allow_unnamed(
                 [
                     "batch:DescribeComputeEnvironments",
-                    "batch:DescribeJobDefinitions",
                     "batch:DescribeJobQueues",
                     "batch:DescribeJobs",
                     "batch:ListJobs",
-                    "ec2:DescribeInstances",
                     "ec2:DescribeSpotPriceHistory",
                     "ec2:DescribeSubnets",
                 ]

@@ -119,4 +119,7 @@ def _translated(error: Any, what: str) -> AwsError:
         return Denied(f"AWS denies {what} to these credentials: {message}; use the operator role", code)
     if code in _THROTTLED:
         return AwsError(f"AWS throttles {what} past {ATTEMPTS} attempts: try again in a minute", code)
+    if code == "NoSuchBucket":
+        bucket = error.response["Error"].get("BucketName", "")
+        return AwsError(f"there is no bucket {bucket} ({what}): `pulumi up` makes those of a stack", code)
     return AwsError(f"AWS answers {what} with {code}: {message}", code)

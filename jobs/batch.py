@@ -47,8 +47,10 @@ FILE = "batch.json"
 ENDED = ("SUCCEEDED", "FAILED")
 STATES = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
 DESCRIBED = 100  # jobs that one DescribeJobs takes
-# An attempt that takes longer is stuck: pages of vision models take some 3 s, and a machine some minutes to pull 20 GB.
-PAGE_SECONDS = 30
+# An attempt that takes longer is stuck. The embedded engine reads a page in a second even on a slow vCPU; of vision
+# models up to 200 s were told (HunyuanOCR, a page at a time). Starting covers the engine's load, not the image's pull.
+PAGE_SECONDS = {"rapidocr": 30}
+OTHER_PAGE_SECONDS = 240
 STARTUP_SECONDS = 900
 LEAST_TIMEOUT = 3600
 CLAIM = timedelta(minutes=10)  # for which a claim counts: far longer than 10,000 shards take to be written
@@ -326,7 +328,9 @@ def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, pla
         check_free(aws, storage, stack, run_id, kind)  # once more: somebody may have been done in the meantime
         write_plan(storage, paths, plan, run)
         check_claim()
-        job = _submit(aws, paths, run_id, kind, stack, shards=plan.shards, timeout=attempt_timeout(plan))
+        job = _submit(
+            aws, paths, run_id, kind, stack, shards=plan.shards, timeout=attempt_timeout(plan, request.engine)
+        )
         record = BatchRecord(
             run=paths.base, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[job]
         )
@@ -334,7 +338,7 @@ def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, pla
     return BatchRun(aws, RunFolder(storage, paths.base), record)
 
 
-def attempt_timeout(plan: Plan) -> int | None:
+def attempt_timeout(plan: Plan, engine: str) -> int | None:
     """Seconds that one attempt of any shard may take, from the pages of the largest; None where they are unknown."""
     most = [0] * plan.shards
     for number, (uri, _, ranges, _, _) in enumerate(plan.tasks):
@@ -342,7 +346,7 @@ def attempt_timeout(plan: Plan) -> int | None:
         if pages is None:
             return None
         most[number % plan.shards] += pages
-    return max(LEAST_TIMEOUT, STARTUP_SECONDS + max(most) * PAGE_SECONDS)
+    return max(LEAST_TIMEOUT, STARTUP_SECONDS + max(most) * PAGE_SECONDS.get(engine, OTHER_PAGE_SECONDS))
 
 
 def open_batch_run(storage: Storage, location: str, aws: Aws | None = None) -> BatchRun:

@@ -28,7 +28,7 @@ from worker.errors import DocumentError
 from worker.outcomes import read_outcome
 from worker.pipeline import join_markdown
 from worker.receipts import read_receipts
-from worker.storage import NotFound, Storage, open_storage, to_uri
+from worker.storage import NoBucket, NotFound, Storage, open_storage, to_uri
 
 if TYPE_CHECKING:
     import pandas
@@ -105,6 +105,8 @@ class RunFolder:
         self.paths = RunPaths(uri)
         try:
             self.run = Run.model_validate_json(storage.read(self.paths.run))
+        except NoBucket as error:
+            raise JobError(error.message) from error
         except NotFound as error:
             raise UsageError(f"there is no run at {uri}: it has no run.json") from error
         except DocumentError as error:

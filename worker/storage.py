@@ -59,6 +59,11 @@ class NotFound(DocumentError):
         super().__init__(FailureCode.NOT_FOUND, f"{uri} does not exist{hint}")
 
 
+class NoBucket(NotFound):
+    def __init__(self, uri: str) -> None:
+        super().__init__(uri, " (no such bucket)")
+
+
 class AccessDenied(DocumentError):
     def __init__(self, uri: str, hint: str = "") -> None:
         super().__init__(FailureCode.ACCESS_DENIED, f"access to {uri} is denied{hint}")
@@ -544,7 +549,7 @@ def _translated(error: Any, uri: str) -> Exception:
     code, message = told.get("Code", ""), told.get("Message", "")
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in ("NoSuchKey", "NoSuchBucket", "NotFound", "404") or status == 404:
-        return NotFound(uri, " (no such bucket)" if code == "NoSuchBucket" else "")
+        return NoBucket(uri) if code == "NoSuchBucket" else NotFound(uri)
     if code in ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"):
         return Unavailable(f"{uri}: the AWS credentials have expired; sign in again, then resume the run")
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):

@@ -38,6 +38,7 @@ class Declared:
     name: str
     inputs: Mapping[str, Any]
     physical: str
+    arn: str
 
     def document(self, key: str) -> Any:
         """An input that holds JSON."""
@@ -52,9 +53,8 @@ class Deployment(pulumi.runtime.Mocks):
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
         name = args.inputs.get("name") or f"{args.name}-0a1b2c3"
-        self.resources.append(Declared(args.typ, args.name, args.inputs, name))
-        service = args.typ.split(":")[1].split("/")[0]
-        arn = f"arn:aws:s3:::{name}" if service == "s3" else f"arn:aws:{service}:us-east-1:{ACCOUNT}:{name}"
+        arn = _arn(args.typ.split(":")[1], name, args.inputs)
+        self.resources.append(Declared(args.typ, args.name, args.inputs, name, arn))
         made = {
             "arn": arn,
             "name": name,
@@ -104,6 +104,23 @@ class Deployment(pulumi.runtime.Mocks):
     @property
     def description(self) -> Any:
         return self.one("ssm/parameter").document("insecureValue")
+
+
+def _arn(kind: str, name: str, inputs: Mapping[str, Any]) -> str:
+    """As AWS would make it of what a policy may name; of the rest, something that looks like one."""
+    service, _, thing = kind.partition("/")
+    path = f"{inputs.get('path', '/')}{name}"
+    known = {
+        "s3/bucket": f"s3:::{name}",
+        "iam/role": f"iam::{ACCOUNT}:role{path}",
+        "iam/policy": f"iam::{ACCOUNT}:policy{path}",
+        "iam/openIdConnectProvider": f"iam::{ACCOUNT}:oidc-provider/{inputs.get('url', '').removeprefix('https://')}",
+        "batch/jobQueue": f"batch:us-east-1:{ACCOUNT}:job-queue/{name}",
+        "batch/jobDefinition": f"batch:us-east-1:{ACCOUNT}:job-definition/{name}:1",
+        "cloudwatch/logGroup": f"logs:us-east-1:{ACCOUNT}:log-group:{name}",
+        "ssm/parameter": f"ssm:us-east-1:{ACCOUNT}:parameter{name}",
+    }
+    return "arn:aws:" + known.get(kind, f"{service}:us-east-1:{ACCOUNT}:{thing}/{name}")
 
 
 Deploy = Callable[..., Deployment]

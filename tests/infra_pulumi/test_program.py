@@ -324,7 +324,7 @@ def test_a_failed_run_is_one_mail_not_ten_thousand(full: Deployment) -> None:
     pattern = full.one("cloudwatch/eventRule", "-failed").document("eventPattern")
     assert pattern["detail"]["status"] == ["FAILED"]
     assert pattern["detail"]["arrayProperties"] == {"index": [{"exists": False}]}
-    queues = [f"arn:aws:batch:us-east-1:{ACCOUNT}:{queue.physical}" for queue in full.all("batch/jobQueue")]
+    queues = [queue.arn for queue in full.all("batch/jobQueue")]
     assert sorted(pattern["detail"]["jobQueue"]) == sorted(queues)
     topic = full.one("sns/topic")
     for name in ("failed", "blocked"):

@@ -484,17 +484,18 @@ def test_an_attempt_may_take_as_long_as_its_pages_do(deployed: Deployed, tmp_pat
     def timeout(run_id: str, pages: int, *more: str) -> int | None:
         keys = tmp_path / run_id
         keys.write_text("".join(f"{number}.png\n" for number in range(pages)))
-        done = pagefleet("submit", "--keys-file", str(keys), "--run-id", run_id, *more, *COLOUR)
+        done = pagefleet("submit", "--keys-file", str(keys), "--run-id", run_id, *(more or COLOUR))
         assert done.exit_code == 0, done.output
         (detail,) = deployed.client("batch").describe_jobs(jobs=[deployed.job(run_id)])["jobs"]
         seconds: int | None = detail.get("timeout", {}).get("attemptDurationSeconds")
         return seconds
 
     assert timeout("few", 3) == 3600
-    assert timeout("some", 200) == 900 + 200 * 30
-    assert timeout("shared", 200, "--shards", "2") == 900 + 100 * 30
-    assert timeout("many", 900) is None  # the definition's own, which is the most
-    assert timeout("parts", 300, "--pages", "1-2") == 900 + 600 * 30
+    assert timeout("some", 40) == 900 + 40 * 240
+    assert timeout("shared", 40, "--shards", "2", *COLOUR) == 900 + 20 * 240
+    assert timeout("parts", 20, "--pages", "1-2", *COLOUR) == 900 + 40 * 240
+    assert timeout("quick", 200, "--engine", "rapidocr") == 900 + 200 * 30
+    assert timeout("many", 90) is None  # the definition's own, which is the most
     keys = tmp_path / "long"
     keys.write_text("a.pdf\n")  # of as many pages as it may have
     assert pagefleet("submit", "--keys-file", str(keys), "--run-id", "long", *COLOUR).exit_code == 0

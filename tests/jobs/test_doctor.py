@@ -23,6 +23,7 @@ from jobs.watch import Watch
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_batch import pagefleet
 from tests.jobs.test_cli import COLOUR
+from worker import storage as storage_module
 from worker.storage import open_storage
 
 Break = Callable[[Deployed], Any]
@@ -205,12 +206,19 @@ def answering(code: str, status: int = 400) -> Iterator[str]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            body = json.dumps({"__type": code, "message": f"{code} it is"}).encode()
+            self._answer("application/x-amz-json-1.1", json.dumps({"__type": code, "message": f"{code} it is"}))
+
+        def do_GET(self) -> None:  # S3
+            self._answer("application/xml", f"<Error><Code>{code}</Code><Message>{code} it is</Message></Error>")
+
+        do_PUT = do_GET
+
+        def _answer(self, kind: str, body: str) -> None:
             self.send_response(status)
-            self.send_header("Content-Type", "application/x-amz-json-1.1")
+            self.send_header("Content-Type", kind)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(body.encode())
 
         def log_message(self, *_: object) -> None:
             pass
@@ -273,3 +281,35 @@ def test_an_aws_that_cannot_be_reached(s3: Any, monkeypatch: pytest.MonkeyPatch)
     done = pagefleet("doctor")
     assert done.exit_code == 1
     assert "AWS cannot be reached" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "said"),
+    [
+        ("ExpiredToken", 400, "the AWS credentials have expired; sign in again"),
+        ("InvalidAccessKeyId", 403, "AWS refuses the credentials (InvalidAccessKeyId); check AWS_PROFILE"),
+        ("AccessDenied", 403, "access to s3://outputs/runs/one/run.json is denied"),
+        ("SlowDown", 503, "S3 answers SlowDown past"),
+        ("NoSuchBucket", 404, "s3://outputs/runs/one/run.json does not exist (no such bucket)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["watch", "resume"])
+def test_what_s3_refuses_is_told_in_a_line(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch, command: str, code: str, status: int, said: str
+) -> None:
+    monkeypatch.setattr(storage_module, "ATTEMPTS", 1)
+    with answering(code, status) as endpoint:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+        done = pagefleet(command, "one")
+    assert done.exit_code == (2 if code == "InvalidAccessKeyId" else 1), done.output
+    assert said in done.stderr
+    assert "Traceback" not in done.output
+
+
+def test_a_stack_whose_buckets_are_gone(deployed: Deployed) -> None:
+    deployed.client("s3").delete_bucket(Bucket="outputs")
+    for command in (["submit", "a.png", *COLOUR], ["watch", "one"], ["runs"]):
+        done = pagefleet(*command)
+        assert done.exit_code == 1, done.output
+        assert "outputs" in done.stderr
+        assert "bucket" in done.stderr
