@@ -48,7 +48,7 @@ class GitHub(pulumi.ComponentResource):
         super().__init__("pagefleet:aws:GitHub", f"{place.prefix}-github", None, opts)
         self._place = place
         self._settings = settings
-        # A workflow that destroys the stack can't remove the role that it acts with; a person does, afterwards.
+        # A workflow that destroys the stack can't remove the role that it acts with: docs/bootstrap.md, Teardown.
         self._child = pulumi.ResourceOptions(parent=self, retain_on_delete=True)
         self._provider_arn = self._issuer()
         state = pulumi.Output.format("arn:{0}:s3:::{1}", place.partition, settings.state_bucket)

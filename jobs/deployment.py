@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import re
 import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from getpass import getuser
 
 from jobs.aws import Aws, AwsError
 from jobs.errors import JobError, UsageError
@@ -21,7 +21,7 @@ from worker.storage import Storage
 TARGETS = ("cpu", "gpu")  # of worker/Dockerfile
 PROJECT = "pagefleet"  # in Pulumi.yaml
 TAIL = 2_000  # characters of its end that are always shown
-NO_CHANGES_EXPECTED = "no changes were expected"  # pulumi/pulumi, pkg/backend/apply.go
+NO_CHANGES_EXPECTED = "no changes were expected"  # older CLIs have no exit code of their own: pulumi/pulumi#5144
 LOCKS = ".pulumi/locks/organization"  # pulumi/pulumi, pkg/backend/diy/lock.go and store.go
 
 
@@ -91,10 +91,11 @@ def release_own_locks(storage: Storage, backend: str, stack: str) -> tuple[list[
     """
     if not backend.startswith("s3://"):
         raise UsageError(f"{backend!r} is no Pulumi backend in S3: set PULUMI_BACKEND_URL")
+    user = pwd.getpwuid(os.getuid()).pw_name  # as Go's os/user has it
     released, others = [], []
     for uri, lock in _locks(storage, backend.partition("?")[0].rstrip("/"), stack):
         owner = f"{lock.get('username')}@{lock.get('hostname')} (pid {lock.get('pid')}) since {lock.get('timestamp')}"
-        mine = lock.get("hostname") == socket.gethostname() and lock.get("username") == getuser()
+        mine = lock.get("hostname") == socket.gethostname() and lock.get("username") == user
         if mine and not _is_alive(lock.get("pid")):
             storage.delete(uri)
             released.append(owner)

@@ -30,7 +30,6 @@ class Step:
     summary: Path | None = None
     server: str = "https://github.com"
     repository: str = ""  # owner/name
-    ref: str = ""  # such as refs/heads/main
     run_id: str = ""
     api: str = "https://api.github.com"
     token: str = field(default="", repr=False)
@@ -45,7 +44,6 @@ class Step:
             summary=file("GITHUB_STEP_SUMMARY"),
             server=environment.get("GITHUB_SERVER_URL") or cls.server,
             repository=environment.get("GITHUB_REPOSITORY", ""),
-            ref=environment.get("GITHUB_REF", ""),
             run_id=environment.get("GITHUB_RUN_ID", ""),
             api=environment.get("GITHUB_API_URL") or cls.api,
             token=environment.get("GITHUB_TOKEN", ""),

@@ -3,9 +3,9 @@ before a stack is destroyed. Pulumi's CLI and the actions that build and push ar
 
 from __future__ import annotations
 
-import getpass
 import json
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -134,7 +134,12 @@ def test_a_deployment_builds_what_is_missing_and_proves_that_it_reads(
     s3.create_bucket(Bucket="state")
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
-    mine = {"pid": process.pid, "username": getpass.getuser(), "hostname": socket.gethostname(), "timestamp": "now"}
+    mine = {
+        "pid": process.pid,
+        "username": pwd.getpwuid(os.getuid()).pw_name,
+        "hostname": socket.gethostname(),
+        "timestamp": "now",
+    }
     locks = ".pulumi/locks/organization/pagefleet/dev"
     for name, lock in {"mine": mine, "other": mine | {"hostname": "elsewhere"}, "alive": mine | {"pid": 1}}.items():
         s3.put_object(Bucket="state", Key=f"{locks}/{name}.json", Body=json.dumps(lock))
