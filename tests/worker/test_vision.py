@@ -86,29 +86,25 @@ def build(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -
 def steer(engine: VisionEngine, choose: Callable[[int, int], list[str | None]]) -> None:
     """Makes the model write what `choose(rows, step)` says: a character for each row, None to end its text."""
     step = 0
+    tokenizer = engine._processor.tokenizer
 
-    def hook(module: object, args: object, output: Any) -> Any:
+    def write(module: object, args: object, output: Any) -> Any:
         nonlocal step
-        logits = output.logits
-        if logits.shape[1] > 1 or step == 0:
-            step = 0
-        tokenizer = engine._processor.tokenizer
-        for row, character in enumerate(choose(len(logits), step)):
+        for row, character in enumerate(choose(len(output.logits), step)):
             token = tokenizer.eos_token_id if character is None else tokenizer.convert_tokens_to_ids(character)
-            logits[row, -1] = 0
-            logits[row, -1, token] = 1e4
+            output.logits[row, -1] = 0
+            output.logits[row, -1, token] = 1e4
         step += 1
         return output
 
-    engine._model.register_forward_hook(hook)
-    start = engine._model.generate
-
-    def generate(**given: Any) -> Any:
+    def begin(**given: Any) -> Any:
         nonlocal step
         step = 0
-        return start(**given)
+        return generate(**given)
 
-    engine._model.generate = generate
+    engine._model.register_forward_hook(write)
+    generate = engine._model.generate
+    engine._model.generate = begin
 
 
 # ---- every preset
