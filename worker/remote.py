@@ -112,7 +112,7 @@ class Service:
         self.http = httpx.Client(
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
             timeout=PROBE_SECONDS,
-            limits=httpx.Limits(self.connections, self.connections, IDLE_SECONDS),
+            limits=httpx.Limits(max_connections=self.connections, keepalive_expiry=IDLE_SECONDS),
             trust_env=parts.hostname not in ("localhost", "127.0.0.1", "::1"),  # a proxy has no way to this machine
         )
 
