@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-MAX_BATCH = 10_000  # rows: a part is held in memory as a whole
 ROW_GROUP = 1_000  # rows of the labelled set
 AHEAD = 4  # parts read ahead, so that S3's latency is hidden
 LARGE_GROUP = 1 << 30  # bytes of images in one row group, which has to be read from its start for any of its rows
@@ -77,7 +76,7 @@ def plan_dataset(storage: Storage, request: DatasetRequest, engine: str, engine_
     try:
         with ParquetSet(storage, request.uri) as opened:
             kind = column_kind(opened.schema, request.image_column)
-            for name in ("id", "split"):
+            for name in ("id", "split", "width", "height"):
                 _check_column(opened.schema, name)
             rows, fingerprint = opened.rows, opened.fingerprint()
             group = _largest_group(opened, request.image_column)
@@ -237,9 +236,9 @@ class _RowTasks(Collection[PlannedTask]):
         return any(task == own for own in self)
 
     def rows(self) -> Iterator[tuple[int, PlannedTask]]:
-        for row, (uri, file_name) in enumerate(self._images):
+        for row, (uri, file) in enumerate(self._images):
             if row not in self._duplicates:
-                yield row, (uri, self._images.task_name(row, file_name), "1", None, None)  # a row is one image
+                yield row, (uri, self._images.task_name(row, file), "1", None, None)  # a row is one image
 
 
 class _Images:
@@ -250,20 +249,19 @@ class _Images:
         self._dataset = dataset
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
+        with _open_again(self._storage, self._dataset) as opened:
+            embedded = column_kind(opened.schema, self._dataset.image_column) != "path"
+            for row, path in enumerate(_paths(opened, self._dataset.image_column)):
+                yield self._image(row, path, embedded=embedded)
+
+    def _image(self, row: int, path: str | None, *, embedded: bool) -> tuple[str, str]:
         dataset = self._dataset
-        column, root = dataset.image_column, dataset.image_root
-
-        def found(row: int, path: str | None) -> tuple[str, str]:
-            if not embedded:
-                with suppress(DocumentError):  # the row's address says the same when it is fetched
-                    uri = image_uri(path, root)
-                    return uri, _uri_file(uri)
-            return row_uri(dataset.uri, column, row, root), file_name(path) if embedded else ""
-
-        with _open_again(self._storage, dataset) as opened:
-            embedded = column_kind(opened.schema, column) != "path"
-            for row, path in enumerate(_paths(opened, column)):
-                yield found(row, path)
+        if not embedded:
+            with suppress(DocumentError):  # the row's address says the same when it is fetched
+                uri = image_uri(path, dataset.image_root)
+                return uri, _uri_file(uri)
+        address = row_uri(dataset.uri, dataset.image_column, row, dataset.image_root)
+        return address, file_name(path) if embedded else ""
 
     def task_name(self, row: int, file: str) -> str:
         """Where the outcome lies: distinct by the row, in a folder for each shard."""
@@ -355,11 +353,13 @@ def _batches(opened: ParquetSet, columns: list[str], size: int) -> Iterator[pyar
 
 
 def _check_column(schema: pyarrow.Schema, name: str) -> None:
-    """Raises: BadRequest for a column that can't be told as text."""
+    """Raises: BadRequest for a column of ours that holds something else, or is there twice."""
     import pyarrow as pa
 
     if name not in schema.names:
         return
+    if schema.names.count(name) > 1:
+        raise BadRequest(f"there are several columns {name}: rename all but one")
     type_ = schema.field(name).type
     if not (is_text(type_) or pa.types.is_integer(type_) or pa.types.is_floating(type_)):
         raise BadRequest(f"column {name} is of type {type_}, neither text nor numbers: rename it")

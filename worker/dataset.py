@@ -44,7 +44,8 @@ class ParquetSet:
         self.uri = uri
         self._file = storage.open(uri)
         try:
-            self.parquet = pa.parquet.ParquetFile(self._file, buffer_size=BUFFER)
+            # Not buffered ahead: that would read a column of images as a whole, over all row groups.
+            self.parquet = pa.parquet.ParquetFile(self._file, buffer_size=BUFFER, pre_buffer=False)
         except (pa.ArrowException, OSError, ValueError) as error:
             self._file.close()
             raise BadRequest(f"{uri} is not a parquet file, or is damaged: {error}") from error

@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 IMAGE_COLUMN = "image_path"
 BATCH_SIZE = 500
+MAX_BATCH_SIZE = 10_000  # a part is held in memory as a whole
 # That choose what to read in a run without a dataset, or how to deal it out.
 _OTHERS = {
     "inputs": "INPUT",
@@ -43,7 +44,9 @@ _OPTIONS = (
     ),
     click.option("--image-root", metavar="DIR", help="Where relative paths start.  [default: the dataset's folder]"),
     click.option(
-        "--batch-size", type=click.IntRange(1, 10_000), help=f"Rows of a checkpoint part.  [default: {BATCH_SIZE}]"
+        "--batch-size",
+        type=click.IntRange(1, MAX_BATCH_SIZE),
+        help=f"Rows of a checkpoint part.  [default: {BATCH_SIZE}]",
     ),
     click.option(
         "--concurrency", type=click.IntRange(1), metavar="N", help="Requests at a time, of an engine that sends any."

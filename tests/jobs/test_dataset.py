@@ -38,7 +38,7 @@ from worker.contract import Page
 from worker.dataset import RowImages, row_uri
 from worker.errors import DocumentError
 from worker.labels import to_image
-from worker.storage import open_storage, path_uri
+from worker.storage import _Pieces, open_storage, path_uri
 
 COLUMNS = [
     *("id", "split", "image_path", "image_filename", "width", "height"),
@@ -438,14 +438,25 @@ class TestReading:
             images.fetch(row_uri(path_uri(path), "image", 3, ""), here)
         assert images.fetch(row_uri(path_uri(path), "image", 30, ""), here).size == 3000
 
-    def test_of_an_object_in_s3_only_pieces_are_downloaded(self, s3: Any, here: Path) -> None:
+    def test_of_an_object_in_s3_only_pieces_are_downloaded(
+        self, s3: Any, here: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         values = [random.randbytes(100_000) for _ in range(40)]
         path = write_set(here / "a.parquet", {"image": values}, rows_per_group=4)
         s3.upload_file(str(path), "inputs", "한국어/a#b.parquet")
         storage = open_storage()
         images = RowImages(storage)
+        read: list[int] = []
+        download = _Pieces.readinto
+        monkeypatch.setattr(
+            _Pieces, "readinto", lambda self, buffer: read.append(len(buffer)) or download(self, buffer)
+        )
         fetched = images.fetch(row_uri("s3://inputs/한국어/a#b.parquet", "image", 33, "s3://inputs"), here)
         assert fetched.path.read_bytes() == values[33]
+        assert sum(read) < path.stat().st_size / 2
+        before = sum(read)
+        images.fetch(row_uri("s3://inputs/한국어/a#b.parquet", "image", 34, "s3://inputs"), here)
+        assert sum(read) == before  # what was read with it is kept
         with storage.open("s3://inputs/한국어/a#b.parquet") as file:
             assert file.seek(-4, os.SEEK_END) == path.stat().st_size - 4
             assert file.read() == b"PAR1"
@@ -455,6 +466,8 @@ class TestReading:
             file.seek(0)
             with pytest.raises(DocumentError):
                 file.read(4)
+        with pytest.raises(DocumentError, match=r"a#b\.parquet does not exist for S3"):  # through the parquet reader
+            images.fetch(row_uri("s3://inputs/한국어/a#b.parquet", "image", 3, "s3://inputs"), here)
         with pytest.raises(DocumentError, match="does not exist"):
             storage.open("s3://inputs/none.parquet")
 
