@@ -124,7 +124,7 @@ def test_the_stacks_own_secret_is_a_shell_that_jobs_read_and_nobody_fills(deploy
     deployment = deploy("dev", github=GITHUB, upstageSecret=True)
     secret = deployment.one("secretsmanager/secret")
     assert not deployment.count("secretsmanager/secretVersion")
-    arn = f"arn:aws:secretsmanager:us-east-1:{ACCOUNT}:{secret.physical}"
+    arn = f"arn:aws:secretsmanager:us-east-1:{ACCOUNT}:secret/{secret.physical}"
     assert deployment.description["upstage_secret"] == arn
     assert deployment.allowed("job")["secretsmanager:GetSecretValue"] == [arn]
     for role in ("training", "preview", "operator", "deploy"):

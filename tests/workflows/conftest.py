@@ -94,7 +94,7 @@ class Act:
             *(f"--env={name}={value}" for name, value in given.items()),
         ]
         clean = {"HOME": str(self.home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-        done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=120, check=False)
+        done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=300, check=False)
         ran = _read(done.stdout + done.stderr, artifacts)
         assert not [secret for secret in _secrets() if secret in ran.log + ran.summary]
         return ran
