@@ -48,6 +48,7 @@ SEED = 20261124
 LONGEST = 8  # characters
 TAUGHT, UNTAUGHT = 0.7, 9.9  # loss at which strings grow, and one that no model has
 TROCR_SHORTEST = 5
+LOOK_ALIKE = "0OQUDEF1IT"  # in this font
 # Paper becomes about nought: where it has a large value, as with CLIP's figures, layers this narrow see nothing else.
 NORMAL = {"image_mean": [0.9, 0.9, 0.9], "image_std": [0.5, 0.5, 0.5]}
 LINE = (192, 36)  # that tiny-trocr squeezes a line into
@@ -92,16 +93,19 @@ def main() -> None:
     else:
         model, processor = recipe.make()
         initialise(model)
-    longest = LONGEST if given.begun else 1
-    train(recipe, model, processor, given.steps or recipe.steps, given.batch, given.learning_rate, longest)
+    steps, begun = given.steps or recipe.steps, given.begun is not None
+    train(recipe, model, processor, steps, given.batch, given.learning_rate, begun=begun)
     save(model, processor, out)
     print(json.dumps({"parameters": model.num_parameters(), "bytes": folder_size(out), **evaluate(recipe, out)}))
 
 
 def train(
-    recipe: Recipe, model: Any, processor: Any, steps: int, batch: int, learning_rate: float, longest: int
+    recipe: Recipe, model: Any, processor: Any, steps: int, batch: int, learning_rate: float, *, begun: bool
 ) -> None:
-    """`longest` are the characters of a string at first: with long strings it never finds out where to look."""
+    """From nothing, strings grow from single characters on: with long ones it never finds out where to look. A model
+    that has `begun` is shown more of the characters that it takes for each other."""
+    longest = LONGEST if begun else 1
+    weights = [4 if begun and character in LOOK_ALIKE else 1 for character in ALPHABET]
     chance = random.Random(SEED)
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -109,7 +113,7 @@ def train(
     began, recent = time.monotonic(), UNTAUGHT
     for step in range(1, steps + 1):
         shortest = min(recipe.shortest, longest)
-        texts = ["".join(chance.choices(ALPHABET, k=chance.randint(shortest, longest))) for _ in range(batch)]
+        texts = ["".join(chance.choices(ALPHABET, weights, k=chance.randint(shortest, longest))) for _ in range(batch)]
         loss = model(**recipe.batch(processor, texts, chance)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
