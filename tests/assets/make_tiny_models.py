@@ -40,7 +40,7 @@ from transformers.models.hunyuan_vl.image_processing_pil_hunyuan_vl import HunYu
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from jobs.accuracy import error_rate
-from tests.rendering import ALPHABET, CARD, CELL, draw_card, draw_text, fresh_strings
+from tests.rendering import ALPHABET, CARD, CELL, LOOK_ALIKE, draw_card, draw_text, fresh_strings
 from worker.engines.presets import PRESETS
 
 HERE = Path(__file__).parent
@@ -48,7 +48,6 @@ SEED = 20261124
 LONGEST = 8  # characters
 TAUGHT, UNTAUGHT = 0.7, 9.9  # loss at which strings grow, and one that no model has
 TROCR_SHORTEST = 5
-LOOK_ALIKE = "0OQUDEF1IT"  # in this font
 # Paper becomes about nought: where it has a large value, as with CLIP's figures, layers this narrow see nothing else.
 NORMAL = {"image_mean": [0.9, 0.9, 0.9], "image_std": [0.5, 0.5, 0.5]}
 LINE = (192, 36)  # that tiny-trocr squeezes a line into
