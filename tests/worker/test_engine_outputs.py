@@ -321,4 +321,4 @@ def test_noise_never_raises(parser: str) -> None:
 @pytest.mark.parametrize("parser", PARSERS)
 def test_what_never_ends_is_dealt_with(parser: str, unit: str) -> None:
     """Were a parser quadratic, or recursive without a bound, it would not come back."""
-    parse(parser, unit * (30_000 // len(unit)))
+    parse(parser, unit * (15_000 // len(unit)))
