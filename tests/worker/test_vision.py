@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import shutil
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +18,23 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers.utils import is_torchvision_available
 
+from jobs.accuracy import error_rate
+from jobs.results import open_run
+from tests.assets import TINY_HUNYUAN
+from tests.conftest import worker_environment
+from tests.rendering import draw_card, fresh_strings
 from tests.worker import tiny_models
 from worker.contract import Result
 from worker.engines import ENGINES, EngineSettings, PageImage, build_engine
 from worker.engines.guards import TEMPERATURES
+from worker.engines.loading import choose_dtype
 from worker.engines.outputs import PARSERS
 from worker.engines.presets import PRESETS, licence_of
-from worker.engines.vision import CHECK_TOKENS, VisionEngine, choose_dtype
+from worker.engines.vision import CHECK_TOKENS, VisionEngine
 from worker.errors import BadRequest, TryAgain
 
 SIZES = [(100, 60), (80, 120), (90, 90)]  # width, height
@@ -113,7 +125,7 @@ def test_pages_of_different_sizes_read_together_as_they_do_alone(build: Callable
         assert (text.width, text.height) == (each.width, each.height)
         assert told["model"].endswith(name)
         assert told["revision"] == engine.revision
-        assert told["versions"] == {"torch": torch.__version__, "transformers": transformers.__version__}
+        assert told["versions"] == {name: version(name) for name in ("torch", "transformers")}
         assert (told["device"], told["dtype"], told["retries"], told["temperature"]) == ("cpu", "float32", 0, 0.0)
         assert told["prompt_tokens"] > 10
         assert 1 <= told["tokens"] <= 64
@@ -468,8 +480,13 @@ def test_another_checkpoint_has_another_revision(
 
 
 def test_a_checkpoint_is_read_from_s3_and_its_copy_removed(
-    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], s3: Any
+    build: Callable[..., VisionEngine],
+    checkpoints: Callable[[str], Path],
+    s3: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for path in checkpoints("hunyuan").iterdir():
         s3.upload_file(str(path), "inputs", f"models/tiny/{path.name}")
     s3.put_object(Bucket="inputs", Key="models/tiny/old/config.json", Body=b"{}")
@@ -477,14 +494,15 @@ def test_a_checkpoint_is_read_from_s3_and_its_copy_removed(
     assert engine.model == "s3://inputs/models/tiny/"
     assert engine.revision == build("hunyuan").revision
     assert engine.read(PAGES)[0].details
-    folder = engine._checkpoint.folder
-    assert folder.exists()
+    assert any(tmp_path.iterdir())
     engine.close()
-    assert not folder.exists()
     with pytest.raises(BadRequest, match="holds no checkpoint"):
         build("hunyuan", model="s3://inputs/none/")
     with pytest.raises(BadRequest, match="no such bucket"):
         build("hunyuan", model="s3://nowhere/none/")
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(BadRequest, match="has no revisions"):
+        build("hunyuan", model="s3://inputs/models/tiny/", revision="0" * 40)
 
 
 def test_a_hub_out_of_reach_is_tried_again_later(
@@ -536,3 +554,47 @@ def test_what_an_engine_tells_of_a_page_is_kept_and_its_warnings_reach_the_docum
     assert [page.status for page in outcome.pages] == ["ok", "failed"]
     assert outcome.pages[1].engine == {"text": "half of"}
     assert outcome.warnings == ["page 1: read by another", "page 2 failed: cut short"]
+
+
+# ---- real reading: a HunyuanOCR of 0.5 MB that was taught capitals and digits, see `tests/assets`
+
+
+def test_a_taught_model_reads_what_it_never_saw_many_pages_at_a_time() -> None:
+    options = {"model": str(TINY_HUNYUAN), "batch_size": "16", "max_new_tokens": "32"}
+    truths = fresh_strings(64, seed=41)
+    cards = [PageImage(number, np.asarray(draw_card(truth))) for number, truth in enumerate(truths, 1)]
+    for task in ("markdown", "text"):
+        engine = build_engine("hunyuan", EngineSettings(threads=1, options=options | {"task": task}))
+        texts = engine.read(cards)
+        engine.close()
+        assert all(text.details and text.details["stop"] == "end" for text in texts)
+        assert error_rate((text.markdown or "", truth) for text, truth in zip(texts, truths, strict=True)) < 0.01
+
+
+def test_a_taught_model_reads_through_the_command(tmp_path: Path) -> None:
+    truths = fresh_strings(6, seed=42)
+    (tmp_path / "in").mkdir()
+    for truth in truths:
+        draw_card(truth).save(tmp_path / f"in/{truth}.png")
+    blank = np.full((32, 128, 3), 255, dtype=np.uint8)
+    Image.fromarray(blank).save(tmp_path / "in/blank.png")
+    options = shlex.split("--engine hunyuan --engine-option max_new_tokens=32 --engine-option batch_size=4 --no-report")
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs.cli", "run", "in", "--out", "out", "--model", str(TINY_HUNYUAN), *options],
+        cwd=tmp_path,
+        env=worker_environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    read = {document.name.removesuffix(".png"): document for document in open_run(str(tmp_path / "out")).documents()}
+    assert read["blank"].markdown.strip() == ""
+    assert error_rate((read[truth].markdown.strip(), truth) for truth in truths) < 0.05
+    result = Result.model_validate_json((tmp_path / f"out/documents/{truths[0]}.png.json").read_text())
+    assert (result.meta.engine, result.meta.model) == ("hunyuan", str(TINY_HUNYUAN))
+    assert str(result.meta.revision).startswith("sha256:")
+    (told,) = [page.engine for page in result.pages]
+    assert told
+    assert told["prompt"] == PRESETS["hunyuan"].prompt_id("markdown")
+    assert told["tokens"] == len(truths[0]) + 1

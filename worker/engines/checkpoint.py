@@ -6,7 +6,7 @@ import hashlib
 import re
 import shutil
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worker.engines.presets import Preset
@@ -41,10 +41,12 @@ def fetch_checkpoint(
     """
     if model is None:
         return _from_hub(preset.hub_id, _commit(preset.hub_id, revision or preset.revision), own=False)
-    if model.startswith("s3://"):
-        return _own(_download(model, storage or open_storage()), model, temporary=True)
-    if Path(model).is_dir():
-        return _own(Path(model), model, temporary=False)
+    if model.startswith("s3://") or Path(model).is_dir():
+        if revision is not None:
+            raise BadRequest(f"model {model} has no revisions: leave the option 'revision' out")
+        if not model.startswith("s3://"):
+            return _own(Path(model), model)
+        return _download(model, storage or open_storage())
     found = _HUB_ID.fullmatch(model)
     if not found or model.startswith("."):
         raise BadRequest(
@@ -81,17 +83,17 @@ def _from_hub(hub_id: str, commit: str, *, own: bool) -> Checkpoint:
     return Checkpoint(Path(folder), hub_id, commit, own)
 
 
-def _own(folder: Path, model: str, *, temporary: bool) -> Checkpoint:
+def _own(folder: Path, model: str) -> Checkpoint:
     if not (folder / "config.json").is_file() or not any(folder.glob(_WEIGHTS)):
         raise BadRequest(f"model {model} holds no checkpoint: it needs config.json and {_WEIGHTS}")
     digest = hashlib.sha256()
     for path in [folder / "config.json", *sorted(folder.glob(_WEIGHTS))]:
         with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
-    return Checkpoint(folder, model, f"sha256:{digest.hexdigest()[:16]}", own=True, temporary=temporary)
+    return Checkpoint(folder, model, f"sha256:{digest.hexdigest()[:16]}", own=True)
 
 
-def _download(prefix: str, storage: Storage) -> Path:
+def _download(prefix: str, storage: Storage) -> Checkpoint:
     """The files directly below an s3:// prefix."""
     base = prefix.rstrip("/") + "/"
     folder = Path(tempfile.mkdtemp(prefix="pagefleet-model-"))
@@ -100,9 +102,9 @@ def _download(prefix: str, storage: Storage) -> Path:
             name = entry.uri.removeprefix(base)
             if "/" not in name:
                 storage.fetch(entry.uri, folder).path.rename(folder / name)
+        return replace(_own(folder, prefix), temporary=True)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, DocumentError):
             raise BadRequest(f"model {prefix} cannot be had: {error.message}") from error
         raise
-    return folder

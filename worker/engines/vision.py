@@ -81,7 +81,7 @@ class VisionEngine:
         self._max_new_tokens = options.integer("max_new_tokens", preset.max_new_tokens, least=1)
         max_pixels = options.integer("max_pixels", 0)
         share = CALL_SHARE * settings.timeout
-        self._deadline = options.number("page_deadline", share / len(TEMPERATURES), least=1)
+        self._deadline = options.number("page_deadline", share / 2, least=1)  # so that there is time to try again
         fallback = options.text("fallback")
         self._keep_raw = options.flag("raw")
         options.done()
