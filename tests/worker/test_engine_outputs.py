@@ -176,6 +176,7 @@ def test_chandra_s_output_in_all_shapes(raw: str, text: str) -> None:
         ),
         ('```json\n[{"text": "a", "box": [1, 2, 3, 4]}]\n```', [("a", (2, 2))]),
         ("two\nrows(1,2),(300,400)", [("two", (2, 2)), ("rows", (2, 2))]),
+        ("[1] Smith, J.(1,2),(3,4)", [("[1] Smith, J.", (2, 2))]),
         ("没有文字。", []),
         # broken
         ("no box", [("no box", None)]),
