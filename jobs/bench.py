@@ -31,7 +31,7 @@ from worker.engines import Engine, EngineSettings, PageImage, PageText, build_en
 from worker.engines.presets import PRESETS
 from worker.errors import DocumentError, WorkerError
 from worker.pipeline import join_markdown
-from worker.settings import available_cpus
+from worker.settings import Settings, available_cpus
 from worker.storage import Storage, uri_path
 
 PAGES = 50  # read unless told otherwise; a Letter page of 200 DPI takes 11 MB while it waits
@@ -106,6 +106,7 @@ def bench(storage: Storage, request: Request, on_pages: Callable[[int, int], Non
         timeout=request.options.engine_timeout,
         lang=request.options.lang,
         options=_engine_options(request),
+        api_keys=Settings.from_environment(os.environ).api_keys,
     )
     inputs = list(find_inputs(storage, request.inputs or _samples(), warnings=notes))
     engine = build_engine(request.engine, settings)

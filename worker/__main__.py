@@ -14,6 +14,7 @@ from worker.contract import ExitCode
 from worker.errors import BadRequest, DocumentError, WorkerError
 from worker.receipts import take_standard_output
 from worker.settings import Settings
+from worker.tether import tie
 
 log = logging.getLogger("worker")
 
@@ -40,7 +41,7 @@ def _run(settings: Settings) -> int:
     from worker.storage import open_storage
 
     if settings.supervised:
-        _die_with_parent()
+        tie(signal.SIGKILL)  # it must not outlive its supervisor, or two would read the same shard
     drain = Drain(settings.drain_seconds)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: drain.ask())
@@ -49,14 +50,6 @@ def _run(settings: Settings) -> int:
     if settings.input_uri and settings.output_uri:
         return read_document(settings, open_storage(), drain)
     raise BadRequest("set PAGEFLEET_RUN_URI to a run's folder, or INPUT_S3_URI and OUTPUT_S3_URI for one document")
-
-
-def _die_with_parent() -> None:
-    """A supervised worker must not outlive its supervisor, or two would read the same shard."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG of <linux/prctl.h>
 
 
 if __name__ == "__main__":

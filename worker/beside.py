@@ -1,7 +1,4 @@
-"""A server program beside the worker: started, watched, started again when it dies, and stopped with the worker.
-
-`python -m worker.beside PROGRAM …` becomes that program, after asking the kernel to end it when the worker ends.
-"""
+"""A server program beside the worker: started, watched, started again when it dies, and stopped with the worker."""
 
 from __future__ import annotations
 
@@ -13,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from worker.errors import TryAgain
 
@@ -40,7 +38,7 @@ class Beside:
         restarts: int = RESTARTS,
     ) -> None:
         """`ready` tells whether the server answers; `start_seconds` is how long it may take to, each time."""
-        self._command = [sys.executable, "-P", "-m", "worker.beside", *command]
+        self._command = [sys.executable, "-P", "-m", "worker.tether", *command]
         self._ready = ready
         self._start_seconds = start_seconds
         self._environment = environment
@@ -101,6 +99,8 @@ class Beside:
                 self._end(process)
             came_up = self._await(process)
             code = process.wait()
+            with suppress(ProcessLookupError):  # its own children may outlive it, with the card's memory in their hands
+                os.killpg(process.pid, signal.SIGKILL)
             if self._stopping.is_set():
                 return
             self._up.clear()
@@ -133,26 +133,7 @@ class Beside:
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, number)
                 process.wait(STOP_SECONDS)
                 return
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue
-
-
-def _become(command: Sequence[str]) -> None:
-    """Never returns."""
-    if sys.platform == "linux":
-        import ctypes
-
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG of <linux/prctl.h>
-    try:
-        os.execvp(command[0], list(command))
-    except OSError as error:
-        print(f"{command[0]}: {error.strerror}", file=sys.stderr)
-        sys.exit(127)  # as a shell says it
-
-
-if __name__ == "__main__":
-    _become(sys.argv[1:])

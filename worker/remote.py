@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
 PROBE_SECONDS = 10.0  # in which a service must tell that it is there
+IDLE_SECONDS = 2.0  # after which a connection isn't used again: uvicorn, and so vLLM, closes it after five
 EXCERPT = 300  # characters of an answer that go into a message
 # Statuses that say nothing of the page: too fast, or the service is not there (529: overloaded, as some say it).
 AWAY = frozenset({408, 425, 429, 502, 503, 504, 529})
@@ -90,7 +91,7 @@ class Service:
 
     name: str  # in messages
     base_url: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     key_from: str = ""  # where it is set, for messages
     patience: Patience = field(default_factory=Patience)
     timeout: float = 120.0  # seconds without a byte
@@ -111,7 +112,7 @@ class Service:
         self.http = httpx.Client(
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
             timeout=PROBE_SECONDS,
-            limits=httpx.Limits(max_connections=self.connections, max_keepalive_connections=self.connections),
+            limits=httpx.Limits(max_connections=self.connections, keepalive_expiry=IDLE_SECONDS),
             trust_env=parts.hostname not in ("localhost", "127.0.0.1", "::1"),  # a proxy has no way to this machine
         )
 

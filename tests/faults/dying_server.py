@@ -7,17 +7,10 @@ page of 13 by 13 pixels, after all others that it waits for have come; `live`: a
 
 from __future__ import annotations
 
-import base64
 import os
 import signal
 import sys
-import threading
-from io import BytesIO
 from pathlib import Path
-
-from PIL import Image
-
-from tests.faults.services import Asked, Reply, faulty_service, stream
 
 
 def main(port: int, lives: Path) -> None:
@@ -30,6 +23,18 @@ def main(port: int, lives: Path) -> None:
         sys.exit(3)
     if act == "mute":
         signal.pause()
+
+    serve(act, life, port)
+
+
+def serve(act: str, life: int, port: int) -> None:
+    import base64
+    import threading
+    from io import BytesIO
+
+    from PIL import Image
+
+    from tests.faults.services import Asked, Reply, faulty_service, stream
 
     def answer(number: int, asked: Asked) -> Reply:
         if act == "poison":

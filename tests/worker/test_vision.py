@@ -73,10 +73,12 @@ def build(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -
 
         monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", without_video)
 
-    def build(name: str, clock: Callable[[], float] | None = None, **options: object) -> VisionEngine:
+    def build(
+        name: str, clock: Callable[[], float] | None = None, timeout: float = 600.0, **options: object
+    ) -> VisionEngine:
         told = {"model": str(checkpoints(name)), "max_new_tokens": "64"} | {k: str(v) for k, v in options.items()}
         more: dict[str, Any] = {"clock": clock} if clock else {}
-        return VisionEngine(EngineSettings(threads=1, name=name, options=told), **more)
+        return VisionEngine(EngineSettings(threads=1, name=name, timeout=timeout, options=told), **more)
 
     return build
 
@@ -84,29 +86,25 @@ def build(checkpoints: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -
 def steer(engine: VisionEngine, choose: Callable[[int, int], list[str | None]]) -> None:
     """Makes the model write what `choose(rows, step)` says: a character for each row, None to end its text."""
     step = 0
+    tokenizer = engine._processor.tokenizer
 
-    def hook(module: object, args: object, output: Any) -> Any:
+    def write(module: object, args: object, output: Any) -> Any:
         nonlocal step
-        logits = output.logits
-        if logits.shape[1] > 1 or step == 0:
-            step = 0
-        tokenizer = engine._processor.tokenizer
-        for row, character in enumerate(choose(len(logits), step)):
+        for row, character in enumerate(choose(len(output.logits), step)):
             token = tokenizer.eos_token_id if character is None else tokenizer.convert_tokens_to_ids(character)
-            logits[row, -1] = 0
-            logits[row, -1, token] = 1e4
+            output.logits[row, -1] = 0
+            output.logits[row, -1, token] = 1e4
         step += 1
         return output
 
-    engine._model.register_forward_hook(hook)
-    start = engine._model.generate
-
-    def generate(**given: Any) -> Any:
+    def begin(**given: Any) -> Any:
         nonlocal step
         step = 0
-        return start(**given)
+        return generate(**given)
 
-    engine._model.generate = generate
+    engine._model.register_forward_hook(write)
+    generate = engine._model.generate
+    engine._model.generate = begin
 
 
 # ---- every preset
@@ -265,8 +263,7 @@ def test_time_is_up_for_one_attempt_and_for_the_call(build: Callable[..., Vision
         assert text.details["stop"] == "deadline"
         assert text.details["text"] == "abcdefghij"[: text.details["tokens"]]
     assert now < 60
-    slow = build("hunyuan", clock=clock, max_new_tokens=4000)
-    slow._call_seconds = 20
+    slow = build("hunyuan", clock=clock, timeout=22, max_new_tokens=4000)
     steer(slow, lambda rows, step: ["abcdefghijklmnopqrstuvwxyz"[step % 26]] * rows)
     before = now
     assert all(text.error for text in slow.read(PAGES))

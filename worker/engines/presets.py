@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-HALF_PRECISION = Literal["float16", "float32", "refuse"]
+WithoutBf16 = Literal["float16", "float32", "refuse"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Preset:
     max_new_tokens: int
     generation: Mapping[str, Any] = field(default_factory=dict)  # as `generate` takes it, besides the temperature
     attention: str = "sdpa"  # eager needs some 15 GB a layer for an A4 page at 200 DPI
-    without_bf16: HALF_PRECISION = "float16"  # on a card without bfloat16, such as a T4
+    without_bf16: WithoutBf16 = "float16"  # on a card without bfloat16, such as a T4
     system: str | None = None  # a system message: some models want an empty one, lest their template puts in its own
     end_tokens: tuple[str, ...] = ()  # that end the text besides those of the checkpoint's generation_config.json
     chat_template: bool = True  # False: the processor itself writes the prompt, `format=True` for markdown

@@ -116,14 +116,16 @@ class VisionEngine:
                 )
                 texts[index] = self._fallback.read(pages[index], error, self._details(None))
         # Pages of a size together: padding costs as much as text.
-        open_ = sorted(set(range(len(pages))) - texts.keys(), key=lambda n: pages[n].width * pages[n].height)
+        waiting = sorted(set(range(len(pages))) - texts.keys(), key=lambda n: pages[n].width * pages[n].height)
         readings: dict[int, Reading] = {}
         for attempt, temperature in enumerate(TEMPERATURES):
             if attempt and self._clock() >= end:
                 break
-            for index, reading in zip(open_, self._attempt([pages[n] for n in open_], temperature, end), strict=True):
+            for index, reading in zip(
+                waiting, self._attempt([pages[n] for n in waiting], temperature, end), strict=True
+            ):
                 readings[index] = replace(reading, retries=attempt)
-            open_ = [index for index in open_ if readings[index].stop == "repetition"]
+            waiting = [index for index in waiting if readings[index].stop == "repetition"]
         for index, reading in readings.items():
             texts[index] = self._text(pages[index], reading)
         return [texts[index] for index in range(len(pages))]
