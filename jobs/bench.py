@@ -203,8 +203,8 @@ def _at(pace: float, usd_per_hour: float, source: str, *, spot: bool) -> Price:
     usd = usd_per_hour / 3600 / pace * 1000
     return Price(
         usd_per_hour=usd_per_hour,
-        usd_per_1000_pages=round(usd, 6),
-        spot_usd_per_1000_pages=round(usd * SPOT_SHARE, 6) if spot else None,
+        usd_per_1000_pages=round(usd, 9),
+        spot_usd_per_1000_pages=round(usd * SPOT_SHARE, 9) if spot else None,
         source=source,
     )
 

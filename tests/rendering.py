@@ -9,14 +9,16 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 ALPHABET = string.ascii_uppercase + string.digits
+LOOK_ALIKE = "0OQUDEF1IT"  # in this font: they are what tiny models take for each other
+DISTINCT = "".join(character for character in ALPHABET if character not in LOOK_ALIKE)
 CELL = (6, 11)  # pixels of a character of Pillow's bundled fixed-pitch font
 CARD = (128, 32)  # what tiny-hunyuan reads, and everything is shrunk to for it
 
 
-def fresh_strings(count: int, seed: int, shortest: int = 3, longest: int = 8) -> list[str]:
-    """Random strings; 36 ** 3 and more there are, so that those of a test were hardly ever seen in training."""
+def fresh_strings(count: int, seed: int, shortest: int = 3, longest: int = 8, alphabet: str = ALPHABET) -> list[str]:
+    """Random strings; there are so many that those of a test were hardly ever seen in training."""
     chance = random.Random(seed)
-    return ["".join(chance.choices(ALPHABET, k=chance.randint(shortest, longest))) for _ in range(count)]
+    return ["".join(chance.choices(alphabet, k=chance.randint(shortest, longest))) for _ in range(count)]
 
 
 def draw_text(text: str, scale: int = 2, ink: int = 0, paper: int = 255) -> Image.Image:

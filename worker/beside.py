@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 
 from worker.errors import TryAgain
 
@@ -98,6 +99,8 @@ class Beside:
                 self._end(process)
             came_up = self._await(process)
             code = process.wait()
+            with suppress(ProcessLookupError):  # its own children may outlive it, with the card's memory in their hands
+                os.killpg(process.pid, signal.SIGKILL)
             if self._stopping.is_set():
                 return
             self._up.clear()
@@ -130,9 +133,7 @@ class Beside:
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         for number in (signal.SIGTERM, signal.SIGKILL):
-            try:
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, number)
                 process.wait(STOP_SECONDS)
                 return
-            except (ProcessLookupError, subprocess.TimeoutExpired):
-                continue

@@ -91,7 +91,7 @@ class Service:
 
     name: str  # in messages
     base_url: str
-    key: str | None = None
+    key: str | None = field(default=None, repr=False)
     key_from: str = ""  # where it is set, for messages
     patience: Patience = field(default_factory=Patience)
     timeout: float = 120.0  # seconds without a byte

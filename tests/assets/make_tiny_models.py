@@ -40,7 +40,7 @@ from transformers.models.hunyuan_vl.image_processing_pil_hunyuan_vl import HunYu
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from jobs.accuracy import error_rate
-from tests.rendering import ALPHABET, CARD, CELL, draw_card, draw_text, fresh_strings
+from tests.rendering import ALPHABET, CARD, CELL, LOOK_ALIKE, draw_card, draw_text, fresh_strings
 from worker.engines.presets import PRESETS
 
 HERE = Path(__file__).parent
@@ -92,16 +92,19 @@ def main() -> None:
     else:
         model, processor = recipe.make()
         initialise(model)
-    longest = LONGEST if given.begun else 1
-    train(recipe, model, processor, given.steps or recipe.steps, given.batch, given.learning_rate, longest)
+    steps, begun = given.steps or recipe.steps, given.begun is not None
+    train(recipe, model, processor, steps, given.batch, given.learning_rate, begun=begun)
     save(model, processor, out)
     print(json.dumps({"parameters": model.num_parameters(), "bytes": folder_size(out), **evaluate(recipe, out)}))
 
 
 def train(
-    recipe: Recipe, model: Any, processor: Any, steps: int, batch: int, learning_rate: float, longest: int
+    recipe: Recipe, model: Any, processor: Any, steps: int, batch: int, learning_rate: float, *, begun: bool
 ) -> None:
-    """`longest` are the characters of a string at first: with long strings it never finds out where to look."""
+    """From nothing, strings grow from single characters on: with long ones it never finds out where to look. A model
+    that has `begun` is shown more of the characters that it takes for each other."""
+    longest = LONGEST if begun else 1
+    weights = [4 if begun and character in LOOK_ALIKE else 1 for character in ALPHABET]
     chance = random.Random(SEED)
     model.train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -109,7 +112,7 @@ def train(
     began, recent = time.monotonic(), UNTAUGHT
     for step in range(1, steps + 1):
         shortest = min(recipe.shortest, longest)
-        texts = ["".join(chance.choices(ALPHABET, k=chance.randint(shortest, longest))) for _ in range(batch)]
+        texts = ["".join(chance.choices(ALPHABET, weights, k=chance.randint(shortest, longest))) for _ in range(batch)]
         loss = model(**recipe.batch(processor, texts, chance)).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

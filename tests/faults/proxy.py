@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import http.client
-import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
+
+from tests.faults.http import Handler, serving
 
 Fault = Callable[[int, str, str], str | None]  # (number of the request, method, path) → what goes wrong
 
@@ -26,12 +25,7 @@ def faulty_proxy(upstream: str, fault: Fault) -> Iterator[str]:
     count = 0
     lock = threading.Lock()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
+    class Proxy(Handler):
         def _serve(self) -> None:
             nonlocal count
             with lock:
@@ -39,7 +33,7 @@ def faulty_proxy(upstream: str, fault: Fault) -> Iterator[str]:
                 wrong = fault(count, self.command, self.path)
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if wrong == "reset":
-                return self._reset()
+                return self.reset()
             if wrong in ("slow_down", "denied", "error"):
                 status, answer = {"slow_down": (503, SLOW_DOWN), "denied": (403, DENIED), "error": (500, b"")}[wrong]
                 return self._answer(status, {"Content-Type": "application/xml"}, answer)
@@ -57,7 +51,7 @@ def faulty_proxy(upstream: str, fault: Fault) -> Iterator[str]:
                 self.end_headers()
                 self.wfile.write(data[: len(data) // 2])
                 self.wfile.flush()
-                return self._reset()
+                return self.reset()
             self._answer(response.status, headers, data)
 
         do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _serve
@@ -71,25 +65,8 @@ def faulty_proxy(upstream: str, fault: Fault) -> Iterator[str]:
             if self.command != "HEAD":
                 self.wfile.write(data)
 
-        def _reset(self) -> None:
-            self.close_connection = True
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: object) -> None:
-            pass  # we cut the connections ourselves
-
-    server = Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serving(Proxy) as address:
+        yield address
 
 
 _HOP = {"content-length", "connection", "transfer-encoding", "keep-alive", "date", "server"}

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
-import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.faults.http import Handler, serving
 
 
 @dataclass
@@ -71,12 +70,7 @@ def faulty_service(script: Script, models: Callable[[], Reply] | None = None, po
     lock = threading.Lock()
     release = threading.Event()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, *_: object) -> None:
-            pass
-
+    class Pages(Handler):
         def do_GET(self) -> None:
             self._answer(models() if models else json_reply({"data": [{"id": "tiny"}]}))
 
@@ -102,34 +96,19 @@ def faulty_service(script: Script, models: Callable[[], Reply] | None = None, po
                 if reply.hang:
                     release.wait()
                 if reply.cut or reply.hang:
-                    return self._reset()
+                    return self.reset()
                 self.wfile.write(b"0\r\n\r\n")
             except OSError:
                 service.gone.set()
                 self.close_connection = True
 
-        def _reset(self) -> None:
-            self.close_connection = True
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.connection.close()
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: object) -> None:
-            pass  # we cut the connections ourselves
-
-    server = Server(("127.0.0.1", port), Handler)
-    service = FaultyService(f"http://127.0.0.1:{server.server_address[1]}/v1")
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield service
-    finally:
-        release.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    service = FaultyService("")
+    with serving(Pages, port) as address:
+        service.url = f"{address}/v1"
+        try:
+            yield service
+        finally:
+            release.set()
 
 
 def json_reply(value: Any, status: int = 200, **headers: str) -> Reply:

@@ -120,7 +120,7 @@ def test_a_preset_decides_prompt_cap_size_and_parser() -> None:
 
 
 def test_pages_are_scaled_down_to_what_the_model_looks_at() -> None:
-    _, service, _ = read(in_turn(stream(["x"])), page(4000, 3000), preset="paddleocr-vl", model="tiny")
+    _, service, _ = read(in_turn(stream(["x"])), page(2000, 1500), preset="paddleocr-vl", model="tiny")
     data = service.asked[0].json["messages"][0]["content"][0]["image_url"]["url"].partition(",")[2]
     width, height = Image.open(BytesIO(base64.b64decode(data))).size
     assert width * height <= 2_822_400

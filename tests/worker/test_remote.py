@@ -9,7 +9,7 @@ import pytest
 from tests.faults.services import SetClock
 from worker.engines.options import Taker, refuse_secrets
 from worker.errors import BadRequest
-from worker.remote import Clock, RateLimit, seconds_to_wait
+from worker.remote import Clock, RateLimit, Service, seconds_to_wait
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 
@@ -69,6 +69,13 @@ def test_secrets_are_no_options(name: str) -> None:
     with pytest.raises(BadRequest, match="looks like a secret") as raised:
         refuse_secrets({"max_new_tokens": 5, name: "sk-123"})
     assert "sk-123" not in str(raised.value)
+
+
+def test_a_service_tells_its_key_to_nobody() -> None:
+    service = Service("it", "http://127.0.0.1:1/v1", key="sk-123")
+    assert "sk-123" not in repr(service)
+    assert service.told(ValueError("bad key sk-123")) == "bad key …"
+    service.close()
 
 
 def test_where_a_secret_lies_is_none() -> None:

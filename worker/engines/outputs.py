@@ -68,9 +68,8 @@ def parse_spotting(raw: str, width: int, height: int) -> Output:
         return Output(None, [])
     if fence := _FENCE.match(text):
         text = text[fence.end() :].removesuffix(fence["fence"]).strip()
-    found = list(_json_items(text) if text.startswith(("[", "{")) else _spotted_items(text))
     lines = []
-    for words, box in found:
+    for words, box in _json_items(text) if _JSON.match(text) else _spotted_items(text):
         scaled = _scaled(box, HUNYUAN_SCALE, width, height) if box else None
         lines += [Line(text=row.strip(), polygon=scaled) for row in words.split("\n") if row.strip()]
     lost = sum(line.polygon is None for line in lines)
@@ -145,6 +144,7 @@ def _scaled(box: _Box, scale: int, width: int, height: int) -> list[Point] | Non
 
 _POINT = r"\(\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\)"
 _POINTS = re.compile(rf"{_POINT}\s*,\s*{_POINT}(?:\s*,\s*\(\s*\d{{1,4}}\s*,\s*\d{{1,4}}\s*\))*")  # the first two count
+_JSON = re.compile(r'\[?\s*\{\s*"|\[\s*$')
 _MARKS = re.compile(r"</?(?:ref|quad|box)>")
 _BOX_FIRST = re.compile(
     r"<quad><pos_(\d{1,4})><pos_(\d{1,4})><pos_(\d{1,4})><pos_(\d{1,4})></quad><ref>((?:(?!<quad>).)*?)</ref>",

@@ -51,7 +51,7 @@ class VllmEngine(OpenAiEngine):
         self._lane = _Lane()
         self._suspect = threading.local()  # the page that this thread has had in hand when the connection broke
         environment = {name: value for name, value in os.environ.items() if name not in API_KEYS}
-        self._server = Beside(command, super()._alive, start_seconds=start_seconds, environment=environment)
+        self._server = Beside(command, self._alive, start_seconds=start_seconds, environment=environment)
         try:
             self._server.wait(start_seconds)
         except BaseException:
