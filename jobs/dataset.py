@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 
 ROW_GROUP = 1_000  # rows of the labelled set
 AHEAD = 4  # parts read ahead, so that S3's latency is hidden
-LARGE_GROUP = 1 << 30  # bytes of images in one row group, which has to be read from its start for any of its rows
+# Bytes of images in one row group. It is read from its start for any of its rows, a page at a time; but pyarrow writes
+# pages, and dictionaries, of 1,024 values of any size.
+LARGE_GROUP = 1 << 28
 DEFAULT_SPLIT = "train"  # of a dataset without one: the default of the format's own model
 
 
@@ -93,8 +95,8 @@ def plan_dataset(storage: Storage, request: DatasetRequest, engine: str, engine_
         )
     if kind != "path" and group > LARGE_GROUP:
         warnings.append(
-            f"a row group of {request.uri} holds {group / 1e9:.1f} GB of images, and each batch reads it from its "
-            "start: write the file with smaller ones (`row_group_size=1000`)"
+            f"a row group of {request.uri} holds {group / 1e9:.1f} GB of images, which a worker may have to hold in "
+            "memory: write the file with smaller ones (pyarrow: `row_group_size=100`)"
         )
     dataset = Dataset(
         uri=request.uri,
