@@ -44,7 +44,7 @@ def boundary(
     registry: Registry,
     logs: Logs,
     secret: pulumi.Input[str] | None,
-    opts: pulumi.ResourceOptions,
+    parent: pulumi.Resource,
 ) -> aws.iam.Policy:
     inputs, outputs = storage.inputs.arn, storage.outputs.arn
     statements: list[Statement] = [
@@ -61,4 +61,10 @@ def boundary(
     ]
     if secret is not None:
         statements.append(allow(["secretsmanager:GetSecretValue"], [secret]))
-    return aws.iam.Policy(f"{place.prefix}-boundary", path=PATH, policy=document(*statements), opts=opts)
+    return aws.iam.Policy(
+        f"{place.prefix}-boundary",
+        path=PATH,
+        policy=document(*statements),
+        # The deploy role may not remove it: a person does, when the stack is gone.
+        opts=pulumi.ResourceOptions(parent=parent, retain_on_delete=True),
+    )

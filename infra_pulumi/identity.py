@@ -40,7 +40,7 @@ class Identity(pulumi.ComponentResource):
         self._place = place
         self._child = pulumi.ResourceOptions(parent=self)
         self.boundary_arn = boundary(
-            place, storage=storage, registry=registry, logs=logs, secret=secret, opts=self._child
+            place, storage=storage, registry=registry, logs=logs, secret=secret, parent=self
         ).arn
         key_of_upstage = [allow(["secretsmanager:GetSecretValue"], [secret])] if secret is not None else []
         self._instances()

@@ -174,7 +174,7 @@ def test_the_job_role_is_refused_all_else(cloud: Cloud) -> None:
 
 
 def test_without_a_key_of_a_role_nothing_is_answered(cloud: Cloud) -> None:
-    stranger = {"AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE", "AWS_SECRET_ACCESS_KEY": "none"}
+    stranger = {"AWS_ACCESS_KEY_ID": "nobody", "AWS_SECRET_ACCESS_KEY": "none"}
     with pytest.raises(ClientError, match="InvalidAccessKeyId"):
         cloud.client("s3", stranger).list_buckets()
 
