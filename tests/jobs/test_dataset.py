@@ -190,6 +190,7 @@ class TestRows:
         assert found[5]["texts"] == ["read 131x80"]
         assert found[6]["image_path"].startswith("parquet+file:///")
         assert (here / "out/documents/00001/00000069-그림-69.png.md").exists()
+        assert "UklGR" in (here / "out/report.html").read_text()  # pictures (RIFF, in base64), read from the rows again
 
     @pytest.mark.parametrize("rotation", [0, 90, 180, 270])
     def test_a_turned_page_is_turned_back(self, rotation: Any) -> None:
@@ -539,7 +540,7 @@ class TestUpstage:
     def start(self, upstage: Upstage) -> subprocess.Popen[str]:
         arguments = ("--dataset", "train.parquet", "--batch-size", "34", "--concurrency", "3", "--resume")
         command = [sys.executable, "-m", "jobs.cli", "run", *arguments, "--no-report", *upstage.options()]
-        environment = worker_environment(UPSTAGE_API_KEY="up_test")
+        environment = worker_environment(UPSTAGE_API_KEY="up_test", TMPDIR=os.getcwd())  # SIGKILL leaves downloads
         return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
     def check(self, folder: Path, asked: list[int]) -> None:
