@@ -50,6 +50,7 @@ class StackDescription(pulumi.ComponentResource):
             "image": {
                 "repository": registry.repository.repository_url,
                 "tag": registry.tag,
+                "engines": dict(registry.engines),
                 "cache": registry.cache.repository_url,
             },
             "queues": {kind: {"name": queue.name, "arn": queue.arn} for kind, queue in compute.queues.items()},

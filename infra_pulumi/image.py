@@ -8,6 +8,7 @@ along) is chosen in that file, so that the tree says it all. Every target of it 
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,6 +36,20 @@ def image_inputs(root: Path) -> list[tuple[str, str]]:
     names = sorted(set(_tracked(root) if (root / ".git").exists() else _present(root)))
     # A tracked file may be deleted and not yet committed.
     return [(name, _content(root / name)) for name in names if (root / name).is_file()]
+
+
+def baked_engines(root: Path) -> dict[str, str]:
+    """By target the engine whose weights its image brings along, as worker/Dockerfile says: nothing else is downloaded
+    when an image runs. Raises: FileNotFoundError where the file is missing."""
+    engines: dict[str, str] = {}
+    target = ""
+    for stage, engine in re.findall(
+        r"^FROM \S+ AS (\S+)|^ARG ENGINE=(\S+)", (root / "worker/Dockerfile").read_text(), re.MULTILINE
+    ):
+        target = stage.partition("-")[0] or target
+        if engine:
+            engines[target] = engine
+    return engines
 
 
 def _tracked(root: Path) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import pulumi
@@ -13,11 +14,21 @@ from infra_pulumi.place import Place
 class Registry(pulumi.ComponentResource):
     repository: aws.ecr.Repository
     cache: aws.ecr.Repository
+    engines: Mapping[str, str]  # by target: whose weights its image brings along
     tag: str  # of the tree: each target of its Dockerfile is `<target>-<tag>`
 
-    def __init__(self, place: Place, *, tag: str, protect: bool, opts: pulumi.ResourceOptions | None = None) -> None:
+    def __init__(
+        self,
+        place: Place,
+        *,
+        tag: str,
+        engines: Mapping[str, str],
+        protect: bool,
+        opts: pulumi.ResourceOptions | None = None,
+    ) -> None:
         super().__init__("pagefleet:aws:Registry", f"{place.prefix}-registry", None, opts)
         self.tag = tag
+        self.engines = engines
         self.repository = aws.ecr.Repository(
             f"{place.prefix}-worker",
             image_tag_mutability="IMMUTABLE",

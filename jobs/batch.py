@@ -230,12 +230,35 @@ def choose_definition(stack: Stack, engine: str, on: str | None) -> str:
     return kind
 
 
-def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
-    """Raises: UsageError where there is nothing to read, or the model lies on this machine."""
-    warnings = _licence_warnings(stack, request)
-    model = str(request.options.engine_options.get("model", ""))
-    if request.engine in PRESETS and (os.path.isdir(model) or model.startswith(("/", ".", "~"))):
+def check_weights(stack: Stack, kind: str, request: Request) -> None:
+    """Whether a job will find its model: images hold the weights of one, and download no others from a hub.
+
+    Raises: UsageError.
+    """
+    if request.engine not in PRESETS:
+        return
+    target = kind.removeprefix("ocr-")
+    if target == "cpu":
+        raise UsageError(f"{request.engine} runs in the GPU image alone: leave out `--on cpu`")
+    options = request.options.engine_options
+    model = str(options.get("model", ""))
+    if os.path.isdir(model) or model.startswith(("/", ".", "~")):
         raise UsageError(f"--model {model} lies on this machine: copy it to s3:// for a run on AWS")
+    if model.startswith("s3://") or target not in stack.image.engines:
+        return
+    baked = stack.image.engines[target]
+    if model or "revision" in options or request.engine != baked:
+        wanted = model or request.engine
+        raise UsageError(
+            f"the GPU image of stack {stack.stack} holds the weights of {baked} as pinned, and jobs download none: for "
+            f"{wanted} put the weights into the inputs bucket and give --model s3://{stack.buckets.inputs}/…/, or set "
+            f"`ARG ENGINE=` in worker/Dockerfile to another engine and deploy"
+        )
+
+
+def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
+    """Raises: UsageError where there is nothing to read."""
+    warnings = _licence_warnings(stack, request)
     if request.dataset:
         plan = plan_dataset(storage, request.dataset, request.engine, request.options.engine_options)
         plan.warnings = warnings + plan.warnings
@@ -340,13 +363,17 @@ def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, pla
 
 def attempt_timeout(plan: Plan, engine: str) -> int | None:
     """Seconds that one attempt of any shard may take, from the pages of the largest; None where they are unknown."""
-    most = [0] * plan.shards
-    for number, (uri, _, ranges, _, _) in enumerate(plan.tasks):
-        pages = known_pages(uri, ranges)
-        if pages is None:
-            return None
-        most[number % plan.shards] += pages
-    return max(LEAST_TIMEOUT, STARTUP_SECONDS + max(most) * PAGE_SECONDS.get(engine, OTHER_PAGE_SECONDS))
+    if plan.dataset:  # a shard is a batch of rows, a page each
+        most = min(plan.dataset.batch_size, len(plan.tasks))
+    else:
+        by_shard = [0] * plan.shards
+        for number, (uri, _, ranges, _, _) in enumerate(plan.tasks):
+            pages = known_pages(uri, ranges)
+            if pages is None:
+                return None
+            by_shard[number % plan.shards] += pages
+        most = max(by_shard)
+    return max(LEAST_TIMEOUT, STARTUP_SECONDS + most * PAGE_SECONDS.get(engine, OTHER_PAGE_SECONDS))
 
 
 def open_batch_run(storage: Storage, location: str, aws: Aws | None = None) -> BatchRun:

@@ -27,6 +27,7 @@ class Buckets(_Part):
 class Image(_Part):
     repository: str  # <account>.dkr.ecr.<region>.amazonaws.com/<name>
     tag: str  # of the tree; images are tagged <target>-<tag>
+    engines: dict[str, str] = {}  # by target: whose weights its image brings along, and no others
     cache: str = ""  # repository of the build's cache
 
 

@@ -83,6 +83,7 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
         resume(run_id, retry_failed=False, stack=stack.stack, region=stack.region, as_json=given["as_json"])
         return
     kind = batch.choose_definition(stack, request.engine, given["on"])
+    batch.check_weights(stack, kind, request)
     batch.check_free(aws, storage, stack, run_id, kind)
     plan = batch.plan_batch(storage, stack, request)
     rate = measured_rate(aws, storage, stack, request.engine, kind)

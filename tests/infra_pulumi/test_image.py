@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from infra_pulumi.image import INPUTS, TARGETS, image_inputs, image_tag
+from infra_pulumi.image import INPUTS, TARGETS, baked_engines, image_inputs, image_tag
 from tests.conftest import ROOT
+from worker.engines import ENGINES
 
 DOCKERFILE = (ROOT / "worker" / "Dockerfile").read_text(encoding="utf-8")
 INPUT_FILES = ("worker/a.py", "worker/engines/b.py", "requirements/base.txt", "requirements/gpu.txt", ".dockerignore")
@@ -186,3 +187,12 @@ def _write(path: Path, content: bytes) -> None:
 
 def _git(root: Path, *arguments: str) -> None:
     subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True)
+
+
+def test_each_target_s_weights_are_those_of_the_dockerfile(tmp_path: Path) -> None:
+    assert baked_engines(ROOT).keys() == set(TARGETS)
+    assert all(engine in ENGINES for engine in baked_engines(ROOT).values())
+    dockerfile = tmp_path / "worker/Dockerfile"
+    dockerfile.parent.mkdir()
+    dockerfile.write_text("FROM a AS gpu-weights\nARG ENGINE=lighton\nFROM b AS cpu\nARG ENGINE=none\nARG TAG=\n")
+    assert baked_engines(tmp_path) == {"gpu": "lighton", "cpu": "none"}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infra_pulumi.image import image_tag
+from infra_pulumi.image import baked_engines, image_tag
 from infra_pulumi.instances import GPU_INSTANCES
 from jobs.runner import RULES
 from tests.infra_pulumi.conftest import ACCOUNT, GITHUB, ROOT, SECRET, Declared, Deploy, Deployment
@@ -229,6 +229,7 @@ def test_jobs_run_the_image_of_this_tree(deployment: Deployment) -> None:
         assert properties["image"] == f"{images}:{name[-3:]}-{image_tag(ROOT)}"
         assert deployment.description["job_definitions"][name]["image"] == properties["image"]
         assert {"name": "PAGEFLEET_REVISION", "value": image_tag(ROOT)} in properties["environment"]
+    assert deployment.description["image"]["engines"] == baked_engines(ROOT)
 
 
 def test_gpu_jobs_fit_every_machine_that_batch_may_choose(deployment: Deployment) -> None:

@@ -147,7 +147,7 @@ def deployed(s3: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Deploy
         "account": "123456789012",
         "buckets": {"inputs": "inputs", "outputs": "outputs"},
         "log_group": LOG_GROUP,
-        "image": {"repository": REPOSITORY, "tag": "abc123"},
+        "image": {"repository": REPOSITORY, "tag": "abc123", "engines": {"cpu": "rapidocr", "gpu": "paddleocr-vl"}},
         "queues": queues,
         "job_definitions": definitions,
         "network": {"mode": "public", "vpc": subnet["VpcId"], "subnets": [subnet["SubnetId"]]},

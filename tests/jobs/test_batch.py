@@ -16,19 +16,19 @@ from click.testing import CliRunner, Result
 
 from jobs import batch as batch_module
 from jobs import open_run
-from jobs.batch import Request, open_batch_run, plan_batch
+from jobs.batch import Request, attempt_timeout, open_batch_run, plan_batch
 from jobs.cli import main
 from jobs.cli.batch import COMMANDS
 from jobs.errors import UsageError
 from jobs.fetch import follow_logs
-from jobs.plan import Sharding
+from jobs.plan import Plan, Sharding
 from jobs.stack import load_stack
 from jobs.summary import Summary
 from jobs.watch import Snapshot, Watch
 from tests.agent import SPOT_REASON, assume
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, _examples
-from worker.contract import ExitCode, Options, RunPaths
+from worker.contract import Dataset, ExitCode, Options, RunPaths
 from worker.storage import open_storage
 
 
@@ -161,12 +161,23 @@ def test_a_model_that_may_not_be_used_where_the_stack_is_is_warned_of(deployed: 
     assert warnings("us-east-1", "hunyuan") == warnings("eu-west-1", "glm-ocr") == []
 
 
-def test_weights_for_a_run_on_aws_come_from_s3_or_the_hub(deployed: Deployed, tmp_path: Path) -> None:
+def test_weights_for_a_run_on_aws_come_with_the_image_or_from_s3(deployed: Deployed, tmp_path: Path) -> None:
     deployed.upload(tmp_path, {"a.png": "read"})
     submit = ("submit", "a.png", "--engine", "hunyuan", "--run-id", "own", "--model")
     refused = pagefleet(*submit, str(tmp_path))
     assert refused.exit_code == 2
     assert "lies on this machine: copy it to s3://" in refused.stderr
+    for wrong in (
+        submit[:-1],
+        (*submit, "tencent/HunyuanOCR"),
+        ("submit", "a.png", "--engine", "lighton", "--dry-run"),
+    ):
+        refused = pagefleet(*wrong)
+        assert refused.exit_code == 2
+        assert "holds the weights of paddleocr-vl as pinned, and jobs download none" in refused.stderr
+        assert "--model s3://inputs/…/" in refused.stderr
+    assert "leave out `--on cpu`" in pagefleet("submit", "a.png", "--engine", "paddleocr-vl", "--on", "cpu").stderr
+    assert pagefleet("submit", "a.png", "--engine", "paddleocr-vl", "--dry-run").exit_code == 0
     assert pagefleet(*submit, "s3://inputs/models/mine/").exit_code == 0
     run = json.loads(deployed.client("s3").get_object(Bucket="outputs", Key="runs/own/run.json")["Body"].read())
     assert run["options"]["engine_options"] == {"model": "s3://inputs/models/mine/"}
@@ -474,6 +485,22 @@ def test_one_shard_that_is_left_is_a_plain_job(deployed: Deployed, tmp_path: Pat
     assert pagefleet("resume", "last").exit_code == 0
     assert [attempt.exit_code for attempt in deployed.agent.run(deployed.job("last"))[0]] == [0]
     assert pagefleet("watch", "last").exit_code == 0
+
+
+def test_an_attempt_at_a_batch_of_rows_may_take_as_long_as_a_full_one() -> None:
+    rows = [(f"s3://inputs/{row}.png", f"{row}", "1", None, None) for row in range(81)]
+    dataset = Dataset(
+        uri="s3://inputs/train.parquet",
+        rows=81,
+        fingerprint="",
+        addresses="",
+        image_column="image_path",
+        image_root="s3://inputs",
+        batch_size=80,
+        output="train_pseudo_labels.parquet",
+    )
+    plan = Plan("s3://inputs/train.parquet", rows, documents=81, shards=2, dataset=dataset)
+    assert attempt_timeout(plan, "lighton") == 900 + 80 * 240
 
 
 def test_an_attempt_may_take_as_long_as_its_pages_do(deployed: Deployed, tmp_path: Path) -> None:
