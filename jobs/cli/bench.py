@@ -31,8 +31,7 @@ def bench_command(inputs: tuple[str, ...], **given: Any) -> None:
     for in truth/NAME.txt and NAME.txt beside it. What a machine was not measured for is not told.
 
     \b
-    pagefleet bench --engine rapidocr --hourly-usd 0.34
-    pagefleet bench scans/ --engine chandra --device cuda --pages 200 --instance g6.xlarge
+    pagefleet bench scans/ --pages 200 --hourly-usd 0.34
     """
     import sys
 

@@ -48,6 +48,9 @@ def workflow() -> None:
     """The steps of the GitHub workflows: outputs, summaries and artifacts for what the other commands do.
 
     Away from GitHub they print what they would have handed over.
+
+    \b
+    pagefleet workflow confirm --stack dev --confirm dev
     """
 
 

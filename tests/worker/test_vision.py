@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -509,6 +510,7 @@ def test_a_hub_out_of_reach_is_tried_again_later(
 
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))
     with pytest.raises(TryAgain, match=f"tencent/HunyuanOCR@{PRESETS['hunyuan'].revision} cannot be downloaded"):
         VisionEngine(EngineSettings(threads=1, name="hunyuan"))
 
