@@ -138,6 +138,14 @@ def test_only_a_stack_without_protection_may_be_emptied(deploy: Deploy) -> None:
         assert deploy(stack).one("ecr/repository", "-worker").inputs["forceDelete"] is may
 
 
+def test_a_bucket_that_outlives_its_stack_keeps_what_guards_it(deploy: Deploy) -> None:
+    prod = deploy("prod")
+    guards = {(one.type, one.name) for one in prod.resources if one.type.startswith("aws:s3/")}
+    assert len(guards) == 2 * 6 + 1  # the inputs have versions, too
+    assert guards == {one for one in prod.protected if one[0].startswith("aws:s3/")}
+    assert not deploy("dev").protected
+
+
 def test_tags_never_change_and_tagged_images_never_expire(deployment: Deployment) -> None:
     repository = deployment.one("ecr/repository", "-worker").inputs
     assert repository["imageTagMutability"] == "IMMUTABLE"
