@@ -230,6 +230,17 @@ PROBES = [
 ]
 
 
+@pytest.mark.parametrize(("stack", "may"), [("dev", True), ("prod", False)])
+def test_only_buckets_without_protection_can_be_emptied_to_be_destroyed(deploy: Deploy, stack: str, may: bool) -> None:
+    deployment = deploy(stack, github=GITHUB)
+    for bucket in deployment.all("s3/bucket"):
+        for action in ("s3:DeleteObject", "s3:DeleteObjectVersion"):
+            assert _allows(deployment, "deploy", action, f"{bucket.arn}/runs/one/run.json") is may
+        assert _allows(deployment, "deploy", "s3:ListBucketVersions", bucket.arn)
+        for action in ("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"):
+            assert not _allows(deployment, "deploy", action, f"{bucket.arn}/runs/one/run.json")
+
+
 @pytest.mark.parametrize(("role", "action", "resource", "expected"), PROBES)
 def test_each_role_may_do_its_work_and_no_more(
     deploy: Deploy, role: str, action: str, resource: str, expected: bool

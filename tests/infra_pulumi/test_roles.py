@@ -210,7 +210,7 @@ def test_the_boundary_leaves_machines_and_jobs_what_they_need(full: Deployment) 
     assert missing == {"ssm:GetParameter", "ssm:GetParameters"}
 
 
-def test_the_deploy_role_cannot_widen_the_rights_of_workflows_or_read_documents(full: Deployment) -> None:
+def test_the_deploy_role_cannot_widen_the_rights_of_workflows_or_read_documents_itself(full: Deployment) -> None:
     for role in ("preview", "deploy", "operator"):
         assert full.one("iam/role", f"-{role}").inputs["path"] == "/github/"
     allowed = full.allowed("deploy")
