@@ -12,6 +12,7 @@ from infra_pulumi.identity import INSTANCE_POLICIES, Identity
 from infra_pulumi.place import Place
 from infra_pulumi.policies import Statement, allow, allow_unnamed, below
 from infra_pulumi.registry import Registry
+from infra_pulumi.state import writing
 from infra_pulumi.storage import Storage
 
 NETWORK = (
@@ -99,9 +100,8 @@ def deploy_statements(
     buckets = [storage.inputs.arn, storage.outputs.arn]
     managed = [pulumi.Output.format("arn:{0}:iam::aws:policy/{1}", place.partition, name) for name in INSTANCE_POLICIES]
     return [
-        # Pulumi's state and its lock
-        allow(["s3:ListBucket"], [state]),
-        allow(_of("s3", "GetObject", "PutObject", "DeleteObject"), [below(state, ".pulumi/*")]),
+        # Pulumi's state of this stack, and its lock
+        *writing(place, state),
         # Network and launch template
         allow_unnamed(_of("ec2", *NETWORK), {"StringEquals": {"aws:RequestedRegion": place.region}}),
         # Buckets, but nothing of what they hold, which only goes with them

@@ -179,6 +179,14 @@ def test_without_a_key_of_a_role_nothing_is_answered(cloud: Cloud) -> None:
         cloud.client("s3", stranger).list_buckets()
 
 
+# What Pulumi keeps of a stack, below .pulumi/.
+STATE = (
+    *("stacks/pagefleet/dev.json", "stacks/pagefleet/dev.json.bak", "stacks/pagefleet/dev.pulumi-tags"),
+    "history/pagefleet/dev/dev-1.history.json",
+    "backups/pagefleet/dev/dev.1.json",
+    "journal/pagefleet/dev/manifest.json",
+    "locks/organization/pagefleet/dev/a.json",
+)
 # What the emulator need not be asked for: the judge alone decides.
 PROBES = [
     ("operator", "s3:PutObject", "{inputs}/a.png", False),
@@ -199,7 +207,7 @@ PROBES = [
     ("operator", "ecr:PutImage", "{repository}", False),
     ("preview", "s3:GetObject", "arn:aws:s3:::octo-state/.pulumi/stacks/pagefleet/dev.json", True),
     ("preview", "s3:PutObject", "arn:aws:s3:::octo-state/.pulumi/stacks/pagefleet/dev.json", False),
-    ("preview", "s3:PutObject", "arn:aws:s3:::octo-state/.pulumi/locks/a.json", False),
+    ("preview", "s3:PutObject", "arn:aws:s3:::octo-state/.pulumi/locks/organization/pagefleet/dev/a.json", False),
     ("preview", "s3:GetObject", "{inputs}/a.png", False),
     ("preview", "s3:GetObject", "{outputs}/runs/one/run.json", False),
     ("preview", "s3:ListBucket", "{inputs}", False),
@@ -218,6 +226,21 @@ PROBES = [
     ("execution", "secretsmanager:GetSecretValue", SECRET.replace("upstage", "other"), False),
     ("execution", "s3:GetObject", "{inputs}/a.png", False),
     ("deploy", "s3:PutObject", "arn:aws:s3:::octo-state/.pulumi/stacks/pagefleet/dev.json", True),
+    *(
+        ("deploy", action, f"arn:aws:s3:::octo-state/.pulumi/{key}", True)
+        for key in STATE
+        for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject")
+    ),
+    *(
+        (role, action, f"arn:aws:s3:::octo-state/.pulumi/{key.replace('dev', other)}", False)
+        for role in ("deploy", "preview")
+        for key in STATE
+        for other in ("prod", "dev2")  # one may begin like another
+        for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject")
+    ),
+    *(("preview", "s3:GetObject", f"arn:aws:s3:::octo-state/.pulumi/{key}", True) for key in (*STATE, "meta.yaml")),
+    ("deploy", "s3:GetObject", "arn:aws:s3:::octo-state/.pulumi/meta.yaml", True),
+    ("deploy", "s3:PutObject", "arn:aws:s3:::octo-state/.pulumi/meta.yaml", False),
     ("deploy", "s3:GetObject", "{inputs}/a.png", False),
     ("deploy", "secretsmanager:GetSecretValue", SECRET, False),
     ("deploy", "iam:PutRolePolicy", "{operator}", False),
