@@ -64,6 +64,7 @@ class Deployment(pulumi.runtime.Mocks):
             "repositoryUrl": f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/{name}",
             "ecsClusterArn": f"arn:aws:ecs:us-east-1:{ACCOUNT}:cluster/AWSBatch-{name}",
             "allocationId": "eipalloc-0a1b2c3",
+            "latestVersion": 7,
         }
         return name, {**made, **args.inputs}
 

@@ -172,7 +172,7 @@ def test_compute_environments_can_be_replaced_and_updated(deployment: Deployment
         resources = environment.inputs["computeResources"]
         if resources["type"] in ("SPOT", "EC2"):
             assert resources["ec2Configurations"] == [{"imageType": "ECS_AL2023_NVIDIA"}]
-            assert resources["launchTemplate"]["version"] == "$Latest"
+            assert resources["launchTemplate"]["version"] == "7"  # the newest: `$Latest` would never look changed
             assert len(resources["instanceTypes"]) > 1
             assert environment.inputs["updatePolicy"]["terminateJobsOnUpdate"] is False
 
