@@ -150,6 +150,7 @@ def test_the_job_role_is_refused_all_else(cloud: Cloud) -> None:
     s3 = cloud.client("s3", credentials)
     assert s3.get_object(Bucket=cloud.outputs, Key="runs/one/run.json")["Body"].read() == b"x"
     assert s3.list_objects_v2(Bucket=cloud.outputs, Prefix="runs/one/")["KeyCount"] == 1
+    assert s3.list_objects_v2(Bucket=cloud.outputs)["KeyCount"] == 2  # names: docs/security.md says so
     refused = [
         lambda: s3.put_object(Bucket=cloud.inputs, Key="a.png", Body=b"x"),
         lambda: s3.delete_object(Bucket=cloud.inputs, Key="a.png"),
