@@ -134,7 +134,7 @@ def deploy_statements(
         ),
         allow_unnamed(_of("batch", *BATCH_READING)),
         # Logs, events, alerts
-        allow(_of("logs", *LOG_GROUPS), [named("logs", f"log-group:{place.path}*")]),
+        allow(_of("logs", *LOG_GROUPS), [named("logs", f"log-group:{place.path}{end}") for end in ("", ":*", "/*")]),
         allow_unnamed(
             _of("logs", "DeleteResourcePolicy", "DescribeLogGroups", "DescribeResourcePolicies", "PutResourcePolicy")
         ),

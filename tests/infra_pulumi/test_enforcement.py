@@ -244,6 +244,18 @@ PROBES = [
     ("deploy", "s3:PutObject", "arn:aws:s3:::octo-state/.pulumi/meta.yaml", False),
     ("deploy", "s3:GetObject", "{inputs}/a.png", False),
     ("deploy", "secretsmanager:GetSecretValue", SECRET, False),
+    *(
+        ("deploy", "logs:PutRetentionPolicy", f"arn:aws:logs:us-east-1:123456789012:log-group:/pagefleet/{group}", may)
+        for group, may in (
+            ("dev", True),
+            ("dev:*", True),
+            ("dev/events", True),
+            ("dev2", False),
+            ("dev2/events", False),
+        )
+    ),
+    ("deploy", "iam:DeleteRole", "arn:aws:iam::123456789012:role/pagefleet-dev-job-1", True),
+    ("deploy", "iam:DeleteRole", "arn:aws:iam::123456789012:role/pagefleet-dev2-job-1", False),
     ("deploy", "iam:PutRolePolicy", "{operator}", False),
     ("deploy", "iam:UpdateAssumeRolePolicy", "{deploy}", False),
     ("deploy", "iam:PutRolePolicy", "{job}", False),  # without the boundary
