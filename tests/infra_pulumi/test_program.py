@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+import sys
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -41,6 +42,13 @@ def deployment(request: pytest.FixtureRequest, deploy: Deploy) -> Deployment:
 @pytest.fixture
 def full(deploy: Deploy) -> Deployment:
     return deploy("dev", **VARIANTS["dev with everything"][1])
+
+
+def test_no_module_takes_the_place_of_one_of_pythons_own() -> None:
+    """Pulumi runs the folder as a script, which puts it first on the path."""
+    names = {path.stem for path in (ROOT / "infra_pulumi").glob("*.py")}
+    assert "__main__" in names
+    assert not names & (sys.stdlib_module_names - {"__main__"})
 
 
 # ---- network
