@@ -19,9 +19,9 @@ from infra_pulumi.network import Network
 from infra_pulumi.observability import Observability
 from infra_pulumi.place import Place
 from infra_pulumi.registry import Registry
-from infra_pulumi.secrets import upstage_secret
 from infra_pulumi.settings import load
 from infra_pulumi.storage import Storage
+from infra_pulumi.upstage import upstage_secret
 
 settings = load()
 place = Place.of(settings)

@@ -112,7 +112,10 @@ class Compute(pulumi.ComponentResource):
                 ],
                 instance_role=self._identity.instance_profile_arn,
                 launch_template=aws.batch.ComputeEnvironmentComputeResourcesLaunchTemplateArgs(
-                    launch_template_id=template.id, version="$Latest"
+                    # Batch looks up `$Latest` when it makes an environment and in updates of its infrastructure, which
+                    # a new version alone doesn't cause; a number that changes does.
+                    launch_template_id=template.id,
+                    version=pulumi.Output.format("{0}", template.latest_version),
                 ),
                 subnets=self._network.subnet_ids,
                 security_group_ids=[self._network.security_group_id],

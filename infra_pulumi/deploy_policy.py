@@ -12,6 +12,7 @@ from infra_pulumi.identity import INSTANCE_POLICIES, Identity
 from infra_pulumi.place import Place
 from infra_pulumi.policies import Statement, allow, allow_unnamed, below
 from infra_pulumi.registry import Registry
+from infra_pulumi.state import writing
 from infra_pulumi.storage import Storage
 
 NETWORK = (
@@ -38,6 +39,7 @@ BUCKETS = (
     *("PutBucketOwnershipControls", "PutBucketPolicy", "PutBucketPublicAccessBlock", "PutBucketTagging"),
     *("PutBucketVersioning", "PutEncryptionConfiguration", "PutLifecycleConfiguration"),
 )
+EMPTYING = ("DeleteObject", "DeleteObjectVersion")
 REPOSITORIES = (
     *("CreateRepository", "DeleteLifecyclePolicy", "DeleteRepository", "DescribeImages", "DescribeRepositories"),
     *("GetLifecyclePolicy", "GetRepositoryPolicy", "ListTagsForResource", "PutImageScanningConfiguration"),
@@ -95,15 +97,16 @@ def deploy_statements(
     named, prefix = place.arn, place.prefix
     roles = [named("iam", f"role/{prefix}-*")]
     bound = {"StringEquals": {"iam:PermissionsBoundary": identity.boundary_arn}}
+    buckets = [storage.inputs.arn, storage.outputs.arn]
     managed = [pulumi.Output.format("arn:{0}:iam::aws:policy/{1}", place.partition, name) for name in INSTANCE_POLICIES]
     return [
-        # Pulumi's state and its lock
-        allow(["s3:ListBucket"], [state]),
-        allow(_of("s3", "GetObject", "PutObject", "DeleteObject"), [below(state, ".pulumi/*")]),
+        # Pulumi's state of this stack, and its lock
+        *writing(place, state),
         # Network and launch template
         allow_unnamed(_of("ec2", *NETWORK), {"StringEquals": {"aws:RequestedRegion": place.region}}),
-        # Buckets, but nothing of what they hold
-        allow(_of("s3", *BUCKETS), [storage.inputs.arn, storage.outputs.arn]),
+        # Buckets, but nothing of what they hold, which only goes with them
+        allow(_of("s3", *BUCKETS), buckets),
+        *([] if storage.protect else [allow(_of("s3", *EMPTYING), [below(bucket, "*") for bucket in buckets])]),
         allow(_of("ecr", *REPOSITORIES), [registry.repository.arn, registry.cache.arn]),
         allow_unnamed(["ecr:GetAuthorizationToken"]),
         # Roles of machines and jobs, all within the boundary; it and the roles of GitHub have a path, and are read only
@@ -131,7 +134,7 @@ def deploy_statements(
         ),
         allow_unnamed(_of("batch", *BATCH_READING)),
         # Logs, events, alerts
-        allow(_of("logs", *LOG_GROUPS), [named("logs", f"log-group:{place.path}*")]),
+        allow(_of("logs", *LOG_GROUPS), [named("logs", f"log-group:{place.path}{end}") for end in ("", ":*", "/*")]),
         allow_unnamed(
             _of("logs", "DeleteResourcePolicy", "DescribeLogGroups", "DescribeResourcePolicies", "PutResourcePolicy")
         ),

@@ -20,6 +20,7 @@ from infra_pulumi.place import Place
 from infra_pulumi.policies import Statement, allow, allow_unnamed, below, document, list_below, trust
 from infra_pulumi.registry import Registry
 from infra_pulumi.settings import GitHubSettings
+from infra_pulumi.state import reading
 from infra_pulumi.storage import Storage
 
 ISSUER = "token.actions.githubusercontent.com"
@@ -56,8 +57,7 @@ class GitHub(pulumi.ComponentResource):
         # Pulumi opens a stack with it, also where it holds no secret.
         state_key = [allow(["kms:Decrypt"], [settings.state_key_arn])] if settings.state_key_arn else []
         preview = [
-            allow(["s3:ListBucket"], [state]),
-            allow(["s3:GetObject"], [below(state, ".pulumi/*")]),
+            *reading(place, state),
             *state_key,
             allow_unnamed(["ec2:DescribeAvailabilityZones"]),
             image,

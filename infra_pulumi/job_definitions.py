@@ -87,7 +87,6 @@ class JobDefinitions(pulumi.ComponentResource):
         environment = {
             "AWS_REGION": self._place.region,  # ECS tells containers on EC2 nothing of it
             "AWS_DEFAULT_REGION": self._place.region,
-            "PAGEFLEET_REVISION": self._registry.tag,
         }
         return {
             "image": self._registry.image("gpu" if gpus else "cpu"),

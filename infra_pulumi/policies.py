@@ -40,8 +40,9 @@ def below(bucket_arn: pulumi.Input[str], keys: str) -> pulumi.Output[str]:
 
 
 def list_below(bucket_arn: pulumi.Input[str], pattern: str) -> Statement:
-    """May list the keys that match the pattern.
+    """May list the bucket, by a prefix that matches the pattern or by none at all: names of all keys, not contents.
 
-    `IfExists`: a HEAD of a missing key is answered with 404 only to who may list, and carries no prefix.
+    `IfExists`: a HEAD of a missing key is answered with 404 only to who may list, and carries no prefix; nor does a
+    listing of the whole bucket, which no condition can tell from it.
     """
     return allow(["s3:ListBucket"], [bucket_arn], {"StringLikeIfExists": {"s3:prefix": pattern}})

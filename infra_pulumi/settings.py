@@ -6,6 +6,7 @@ Keys are written in camelCase in Pulumi.<stack>.yaml: `pagefleet:network: {mode:
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from ipaddress import IPv4Network
 from itertools import combinations
@@ -26,6 +27,7 @@ REGIONS = (
 )
 # https://docs.aws.amazon.com/AmazonCloudWatchLogs/latest/APIReference/API_PutRetentionPolicy.html, up to two years
 LOG_DAYS = (1, 3, 5, 7, 14, 30, 60, 90, 120, 150, 180, 365, 400, 545, 731)
+OTHERS_KEYS = {"stack": "the stack's name", "region": "aws:region"}  # what isn't of our own configuration
 
 Days = Annotated[int, Field(ge=1, le=3650)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -179,7 +181,7 @@ class AlertSettings(Section):
 
 
 class Settings(Section):
-    stack: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,19}$")]  # a part of every name
+    stack: str  # a part of every name
     region: str
     protect: bool = False  # buckets and registry can't be destroyed
     network: NetworkSettings = NetworkSettings()
@@ -192,6 +194,16 @@ class Settings(Section):
     upstage_secret_arn: Annotated[str, Field(pattern=r"^arn:.+:secretsmanager:.+:secret:.+$")] | None = None
     # Or a secret of the stack's own, made without a value: runs of engine `upstage` alone read it.
     upstage_secret: bool = False
+
+    @field_validator("stack")
+    @classmethod
+    def _stack_is_no_others_beginning(cls, stack: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9]{0,19}", stack):
+            raise ValueError(
+                f"is {stack!r}; it must be a letter and up to 19 letters and digits, lower-case, without `-`:"
+                " the roles of a stack `dev` reach what is named `pagefleet-dev-…`"
+            )
+        return stack
 
     @field_validator("region")
     @classmethod
@@ -267,7 +279,7 @@ def _value(text: Any) -> Any:
 
 def _told(details: Any) -> str:
     path = ".".join(map(str, details["loc"]))
-    key = "aws:region" if path == "region" else f"pagefleet:{path}" if path else "pagefleet"
+    key = OTHERS_KEYS.get(path, f"pagefleet:{path}" if path else "pagefleet")
     if details["type"] == "extra_forbidden":
         return f"{key}: unknown key; infra_pulumi/settings.py describes those there are"
     return f"{key}: {details['msg'].removeprefix('Value error, ')}"

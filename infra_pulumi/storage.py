@@ -15,13 +15,15 @@ UPLOAD_DAYS = 3  # an upload that was given up is paid for until it is removed
 class Storage(pulumi.ComponentResource):
     inputs: aws.s3.Bucket
     outputs: aws.s3.Bucket
+    protect: bool  # else whoever destroys the stack empties the buckets first
 
     def __init__(
         self, place: Place, settings: StorageSettings, *, protect: bool, opts: pulumi.ResourceOptions | None = None
     ) -> None:
         super().__init__("pagefleet:aws:Storage", f"{place.prefix}-storage", None, opts)
-        self._protect = protect
-        self._child = pulumi.ResourceOptions(parent=self)
+        self.protect = protect
+        # All of them: a bucket that is kept must stay private, encrypted and versioned, too.
+        self._child = pulumi.ResourceOptions(parent=self, protect=protect)
         self.inputs = self._bucket(f"{place.prefix}-inputs")
         self.outputs = self._bucket(f"{place.prefix}-outputs")
         versioning = aws.s3.BucketVersioning(
@@ -53,11 +55,7 @@ class Storage(pulumi.ComponentResource):
         self.register_outputs({"inputs": self.inputs.bucket, "outputs": self.outputs.bucket})
 
     def _bucket(self, name: str) -> aws.s3.Bucket:
-        bucket = aws.s3.Bucket(
-            name,
-            force_destroy=not self._protect,
-            opts=pulumi.ResourceOptions(parent=self, protect=self._protect),
-        )
+        bucket = aws.s3.Bucket(name, force_destroy=not self.protect, opts=self._child)
         block = aws.s3.BucketPublicAccessBlock(
             name,
             bucket=bucket.id,
@@ -101,7 +99,8 @@ class Storage(pulumi.ComponentResource):
             name,
             bucket=bucket.id,
             policy=tls_only,
-            opts=pulumi.ResourceOptions(parent=self, depends_on=[block]),  # S3 refuses two such calls at once
+            # S3 refuses two such calls at once.
+            opts=pulumi.ResourceOptions.merge(self._child, pulumi.ResourceOptions(depends_on=[block])),
         )
         return bucket
 
@@ -126,5 +125,5 @@ class Storage(pulumi.ComponentResource):
             name,
             bucket=bucket.id,
             rules=[given_up, *rules],
-            opts=pulumi.ResourceOptions(parent=self, depends_on=after),
+            opts=pulumi.ResourceOptions.merge(self._child, pulumi.ResourceOptions(depends_on=after)),
         )

@@ -43,7 +43,7 @@ class Form:
         """
         wrong: list[str] = []
         arguments = ["--stack", self.stack]
-        if not re.fullmatch(r"[a-z][a-z0-9-]{0,19}", self.stack):
+        if not re.fullmatch(r"[a-z][a-z0-9]{0,19}", self.stack):
             wrong.append(f"stack: {self.stack!r} is no stack's name")
         try:
             arguments += self._source(repository, scratch)

@@ -15,6 +15,7 @@ from typing import Any
 
 import pulumi
 import pulumi.runtime
+import pulumi.runtime.mocks
 import pytest
 import yaml
 from pulumi.runtime.stack import run_pulumi_func
@@ -50,6 +51,7 @@ class Deployment(pulumi.runtime.Mocks):
 
     def __init__(self) -> None:
         self.resources: list[Declared] = []
+        self.protected: set[tuple[str, str]] = set()  # types and names
 
     def new_resource(self, args: pulumi.runtime.MockResourceArgs) -> tuple[str | None, dict[Any, Any]]:
         name = args.inputs.get("name") or f"{args.name}-0a1b2c3"
@@ -62,6 +64,7 @@ class Deployment(pulumi.runtime.Mocks):
             "repositoryUrl": f"{ACCOUNT}.dkr.ecr.us-east-1.amazonaws.com/{name}",
             "ecsClusterArn": f"arn:aws:ecs:us-east-1:{ACCOUNT}:cluster/AWSBatch-{name}",
             "allocationId": "eipalloc-0a1b2c3",
+            "latestVersion": 7,
         }
         return name, {**made, **args.inputs}
 
@@ -104,6 +107,15 @@ class Deployment(pulumi.runtime.Mocks):
     @property
     def description(self) -> Any:
         return self.one("ssm/parameter").document("insecureValue")
+
+
+class Monitor(pulumi.runtime.mocks.MockMonitor):
+    """Tells the deployment what mocks aren't told."""
+
+    def RegisterResource(self, request: Any) -> Any:
+        if request.protect:
+            self.mocks.protected.add((request.type, request.name))
+        return super().RegisterResource(request)
 
 
 def _arn(kind: str, name: str, inputs: Mapping[str, Any]) -> str:
@@ -151,7 +163,8 @@ def during(stack: str, config: Mapping[str, Any], act: Callable[[], object], moc
         loop = prepare()
         loop.set_default_executor(ThreadPoolExecutor(4, initializer=prepare))
         try:
-            pulumi.runtime.set_mocks(mocks or Deployment(), project="pagefleet", stack=stack, preview=False)
+            asked = mocks or Deployment()
+            pulumi.runtime.set_mocks(asked, project="pagefleet", stack=stack, preview=False, monitor=Monitor(asked))
             pulumi.runtime.set_all_config(texts)
             loop.run_until_complete(run_pulumi_func(lambda: act() and None))
         finally:

@@ -150,6 +150,7 @@ def test_the_job_role_is_refused_all_else(cloud: Cloud) -> None:
     s3 = cloud.client("s3", credentials)
     assert s3.get_object(Bucket=cloud.outputs, Key="runs/one/run.json")["Body"].read() == b"x"
     assert s3.list_objects_v2(Bucket=cloud.outputs, Prefix="runs/one/")["KeyCount"] == 1
+    assert s3.list_objects_v2(Bucket=cloud.outputs)["KeyCount"] == 2  # names: docs/security.md says so
     refused = [
         lambda: s3.put_object(Bucket=cloud.inputs, Key="a.png", Body=b"x"),
         lambda: s3.delete_object(Bucket=cloud.inputs, Key="a.png"),
@@ -179,6 +180,14 @@ def test_without_a_key_of_a_role_nothing_is_answered(cloud: Cloud) -> None:
         cloud.client("s3", stranger).list_buckets()
 
 
+# What Pulumi keeps of a stack, below .pulumi/.
+STATE = (
+    *("stacks/pagefleet/dev.json", "stacks/pagefleet/dev.json.bak", "stacks/pagefleet/dev.pulumi-tags"),
+    "history/pagefleet/dev/dev-1.history.json",
+    "backups/pagefleet/dev/dev.1.json",
+    "journal/pagefleet/dev/manifest.json",
+    "locks/organization/pagefleet/dev/a.json",
+)
 # What the emulator need not be asked for: the judge alone decides.
 PROBES = [
     ("operator", "s3:PutObject", "{inputs}/a.png", False),
@@ -199,7 +208,7 @@ PROBES = [
     ("operator", "ecr:PutImage", "{repository}", False),
     ("preview", "s3:GetObject", "arn:aws:s3:::octo-state/.pulumi/stacks/pagefleet/dev.json", True),
     ("preview", "s3:PutObject", "arn:aws:s3:::octo-state/.pulumi/stacks/pagefleet/dev.json", False),
-    ("preview", "s3:PutObject", "arn:aws:s3:::octo-state/.pulumi/locks/a.json", False),
+    ("preview", "s3:PutObject", "arn:aws:s3:::octo-state/.pulumi/locks/organization/pagefleet/dev/a.json", False),
     ("preview", "s3:GetObject", "{inputs}/a.png", False),
     ("preview", "s3:GetObject", "{outputs}/runs/one/run.json", False),
     ("preview", "s3:ListBucket", "{inputs}", False),
@@ -218,8 +227,35 @@ PROBES = [
     ("execution", "secretsmanager:GetSecretValue", SECRET.replace("upstage", "other"), False),
     ("execution", "s3:GetObject", "{inputs}/a.png", False),
     ("deploy", "s3:PutObject", "arn:aws:s3:::octo-state/.pulumi/stacks/pagefleet/dev.json", True),
+    *(
+        ("deploy", action, f"arn:aws:s3:::octo-state/.pulumi/{key}", True)
+        for key in STATE
+        for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject")
+    ),
+    *(
+        (role, action, f"arn:aws:s3:::octo-state/.pulumi/{key.replace('dev', other)}", False)
+        for role in ("deploy", "preview")
+        for key in STATE
+        for other in ("prod", "dev2")  # one may begin like another
+        for action in ("s3:GetObject", "s3:PutObject", "s3:DeleteObject")
+    ),
+    *(("preview", "s3:GetObject", f"arn:aws:s3:::octo-state/.pulumi/{key}", True) for key in (*STATE, "meta.yaml")),
+    ("deploy", "s3:GetObject", "arn:aws:s3:::octo-state/.pulumi/meta.yaml", True),
+    ("deploy", "s3:PutObject", "arn:aws:s3:::octo-state/.pulumi/meta.yaml", False),
     ("deploy", "s3:GetObject", "{inputs}/a.png", False),
     ("deploy", "secretsmanager:GetSecretValue", SECRET, False),
+    *(
+        ("deploy", "logs:PutRetentionPolicy", f"arn:aws:logs:us-east-1:123456789012:log-group:/pagefleet/{group}", may)
+        for group, may in (
+            ("dev", True),
+            ("dev:*", True),
+            ("dev/events", True),
+            ("dev2", False),
+            ("dev2/events", False),
+        )
+    ),
+    ("deploy", "iam:DeleteRole", "arn:aws:iam::123456789012:role/pagefleet-dev-job-1", True),
+    ("deploy", "iam:DeleteRole", "arn:aws:iam::123456789012:role/pagefleet-dev2-job-1", False),
     ("deploy", "iam:PutRolePolicy", "{operator}", False),
     ("deploy", "iam:UpdateAssumeRolePolicy", "{deploy}", False),
     ("deploy", "iam:PutRolePolicy", "{job}", False),  # without the boundary
@@ -228,6 +264,17 @@ PROBES = [
     ("deploy", "iam:CreatePolicyVersion", "{boundary}", False),
     ("deploy", "iam:CreateUser", "arn:aws:iam::123456789012:user/x", False),
 ]
+
+
+@pytest.mark.parametrize(("stack", "may"), [("dev", True), ("prod", False)])
+def test_only_buckets_without_protection_can_be_emptied_to_be_destroyed(deploy: Deploy, stack: str, may: bool) -> None:
+    deployment = deploy(stack, github=GITHUB)
+    for bucket in deployment.all("s3/bucket"):
+        for action in ("s3:DeleteObject", "s3:DeleteObjectVersion"):
+            assert _allows(deployment, "deploy", action, f"{bucket.arn}/runs/one/run.json") is may
+        assert _allows(deployment, "deploy", "s3:ListBucketVersions", bucket.arn)
+        for action in ("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"):
+            assert not _allows(deployment, "deploy", action, f"{bucket.arn}/runs/one/run.json")
 
 
 @pytest.mark.parametrize(("role", "action", "resource", "expected"), PROBES)

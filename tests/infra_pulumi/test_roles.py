@@ -21,6 +21,11 @@ UNNAMED = {
     *("ec2:DescribeAvailabilityZones", "ec2:DescribeSpotPriceHistory", "ec2:DescribeSubnets"),
     *("logs:DeleteResourcePolicy", "logs:DescribeLogGroups", "logs:DescribeResourcePolicies", "logs:PutResourcePolicy"),
 }
+STATE = "arn:aws:s3:::octo-state/.pulumi"
+OWN_STATE = [
+    f"{STATE}/stacks/pagefleet/dev.*",
+    *(f"{STATE}/{kind}/pagefleet/dev/*" for kind in ("history", "backups", "journal", "locks/organization")),
+]
 
 
 @pytest.fixture
@@ -148,7 +153,7 @@ def test_a_pull_request_can_write_nothing_and_read_no_secret_and_no_document(ful
         *("s3:ListBucket", "s3:GetObject", "ec2:DescribeAvailabilityZones"),
         "ecr:DescribeImages",
     }
-    assert allowed["s3:GetObject"] == ["arn:aws:s3:::octo-state/.pulumi/*"]
+    assert allowed["s3:GetObject"] == [f"{STATE}/meta.yaml", *OWN_STATE]
     assert allowed["s3:ListBucket"] == ["arn:aws:s3:::octo-state"]
 
 
@@ -210,13 +215,14 @@ def test_the_boundary_leaves_machines_and_jobs_what_they_need(full: Deployment) 
     assert missing == {"ssm:GetParameter", "ssm:GetParameters"}
 
 
-def test_the_deploy_role_cannot_widen_the_rights_of_workflows_or_read_documents(full: Deployment) -> None:
+def test_the_deploy_role_cannot_widen_the_rights_of_workflows_or_read_documents_itself(full: Deployment) -> None:
     for role in ("preview", "deploy", "operator"):
         assert full.one("iam/role", f"-{role}").inputs["path"] == "/github/"
     allowed = full.allowed("deploy")
     for action in ("PutRolePolicy", "UpdateAssumeRolePolicy", "AttachRolePolicy", "PassRole", "CreateRole"):
         assert allowed[f"iam:{action}"] == [f"arn:aws:iam::{ACCOUNT}:role/pagefleet-dev-*"]
-    assert allowed["s3:GetObject"] == ["arn:aws:s3:::octo-state/.pulumi/*"]
+    assert allowed["s3:GetObject"] == [f"{STATE}/meta.yaml", *OWN_STATE]
+    assert allowed["s3:PutObject"] == OWN_STATE
     assert "secretsmanager:GetSecretValue" not in allowed
     passing = [one for one in full.statements("deploy") if one["Action"] == ["iam:PassRole"]]
     assert passing[0]["Condition"] == {

@@ -86,6 +86,13 @@ def test_what_cannot_work_is_refused_by_name(config: dict[str, Any], told: str) 
     assert told in str(refusal.value)
 
 
+@pytest.mark.parametrize("stack", ["dev-eu", "Dev", "2dev", "d" * 21])
+def test_a_stacks_name_that_could_begin_like_anothers_is_refused(stack: str) -> None:
+    with pytest.raises(SettingsError) as refusal:
+        _load(REGION, stack)
+    assert str(refusal.value).startswith(f"the stack's name: is {stack!r}; it must be a letter and up to 19 letters")
+
+
 def test_every_mistake_is_told_at_once() -> None:
     with pytest.raises(SettingsError) as refusal:
         _load({**REGION, "netwerk": {}, "alerts": {"logDays": 31}})

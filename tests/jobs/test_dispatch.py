@@ -64,6 +64,7 @@ def test_a_file_of_the_repository(tmp_path: Path) -> None:
         ({"keys_file": "none.txt"}, "the repository has no file 'none.txt'"),
         ({"keys": "a", "shards": "0"}, "shards: '0' is no number"),
         ({"keys": "a", "stack": "dev --out x"}, "is no stack's name"),
+        ({"keys": "a", "stack": "dev-eu"}, "is no stack's name"),
         ({"keys": "a", "options": "--keys-file /etc/passwd"}, "'--keys-file' is none of"),
         ({"keys": "a", "engine": "x\n::error::y"}, "is no engine's name"),
         ({"keys": "a", "options": "more.png"}, "'more.png' is none of"),
