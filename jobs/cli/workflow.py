@@ -142,7 +142,8 @@ def collect_command(run: str, out: Path, limit: int | None, **given: Any) -> Non
         command = ("fetch", run, "--stack", given["stack"], "--no-documents", "--json", "--out", str(fetched))
         exit_code, _, words = _run_pagefleet(*command)
         limit = RESULTS_BYTES if limit is None else limit
-        packed = pack(found.folder.storage, found.folder.paths, fetched, out, limit)
+        labelled = found.folder.run.dataset.output if found.folder.run.dataset else None
+        packed = pack(found.folder.storage, found.folder.paths, fetched, out, limit, labelled)
     step.set_outputs(run=found.id, report=str(packed.report), results=str(packed.results))
     summary = (packed.report / "summary.md").read_text(encoding="utf-8")
     parts = (summary.rstrip(), left_out_note(packed, found.id), _where(step, found, exit_code))
