@@ -79,6 +79,7 @@ def github() -> Iterator[tuple[str, list[dict[str, Any]]]]:
                 self._say(200, wanted[100 * (number - 1) : 100 * number])
             elif self.command == "POST":
                 made = {"id": len(things) + 1, "number": len(things) + 1, "list": path, "state": "open", **body}
+                made["user"] = {"login": "github-actions[bot]"}
                 things.append(made | {"html_url": f"https://github.com/{HERE}/{path}/{len(things) + 1}"})
                 self._say(201, things[-1])
             else:
@@ -104,6 +105,11 @@ def github() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def somebodys(path: str, body: str) -> dict[str, Any]:
+    """An issue or comment that anybody may have written."""
+    return {"id": 899, "number": 899, "list": path, "state": "open", "body": body, "user": {"login": "anybody"}}
 
 
 def job(api: str, **more: str) -> dict[str, str]:
@@ -237,8 +243,9 @@ def test_the_preview_of_a_pull_request_is_one_comment_that_is_edited(tmp_path: P
     file = tmp_path / "preview.md"
     with github() as (api, things):
         things += [
-            {"id": 900 + n, "list": "issues/3/comments", "state": "open", "body": f"<p>{n}</p>"} for n in range(120)
+            {"id": 900 + n, "list": "issues/3/comments", "state": "open", "body": f"<p>{n}</p>"} for n in range(119)
         ]
+        things.append(somebodys("issues/3/comments", "<!-- pagefleet: preview dev -->"))
         for text in ("first", "second" * 20_000):
             file.write_text(text)
             done = pagefleet("workflow", "comment", "--file", str(file), **job(api, PULL_REQUEST="3"))
@@ -264,6 +271,8 @@ def test_drift_is_one_issue_for_as_long_as_it_lasts(act: Act, pulumi: Callable[.
         pulumi(NONE)
         assert pagefleet("workflow", "drift", **job(api)).exit_code == 0
         assert things == []
+        theirs = somebodys("issues", "<!-- pagefleet: drift dev -->")
+        things.append(dict(theirs))
         pulumi(drifted, 255)
         act.environment |= {name: value for name, value in os.environ.items() if name.startswith("TEST_PULUMI_")}
         act.environment["GITHUB_API_URL"] = api
@@ -272,7 +281,8 @@ def test_drift_is_one_issue_for_as_long_as_it_lasts(act: Act, pulumi: Callable[.
         assert "## Stack dev has drifted: ~ 2 to update, + 1 to create" in ran.summary
         assert "::warning::stack dev has drifted" in ran.log
         assert pagefleet("workflow", "drift", **job(api)).exit_code == 0
-        (issue,) = things
+        untouched, issue = things
+        assert untouched == theirs
         assert (issue["title"], issue["state"]) == ("Stack dev has drifted", "open")
         assert "~ 2 to update, + 1 to create" in issue["body"]
         assert "https://github.com/acme/pagefleet/actions/runs/7" in issue["body"]
@@ -284,6 +294,7 @@ def test_drift_is_one_issue_for_as_long_as_it_lasts(act: Act, pulumi: Callable[.
         closed = pagefleet("workflow", "drift", **job(api))
         assert f"Closed {issue['html_url']}" in closed.stdout
         assert issue["state"] == "closed"
+        assert untouched == theirs
     command = "pulumi preview --stack dev --refresh --diff --expect-no-changes --non-interactive --color never"
     assert set(pulumi("")) == {command}
 
