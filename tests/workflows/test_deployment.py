@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from infra_pulumi.image import image_tag
 from jobs.cli import main
-from jobs.cli.workflow import _tag
+from tests.conftest import ROOT
 from tests.jobs.conftest import Deployed
 from tests.workflows.conftest import STUBS, TOKEN, Act
 
@@ -124,10 +125,9 @@ def job(api: str, **more: str) -> dict[str, str]:
 
 
 def test_a_deployment_builds_what_is_missing_and_proves_that_it_reads(
-    act: Act, deployed: Deployed, batch: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    act: Act, deployed: Deployed, batch: Callable[[], None]
 ) -> None:
-    monkeypatch.chdir(act.repository)
-    tag = _tag()
+    tag = image_tag(ROOT)
     manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "layers": []}
     push = {
         "repositoryName": "pagefleet-dev",
@@ -176,13 +176,16 @@ def test_a_deployment_builds_what_is_missing_and_proves_that_it_reads(
 
 
 def test_a_smoke_run_that_reads_something_else_fails(
-    deployed: Deployed, batch: Callable[[], None], tmp_path: Path
+    deployed: Deployed, batch: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):  # the commands within a command know the region all the same
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "truth.txt").write_text("What the page really says, and the engine doesn't read.")
     sample = Path(__file__).parents[2] / "samples/blank.png"
     batch()
     done = pagefleet(
-        *("workflow", "smoke", "--document", str(sample), "--truth", str(tmp_path / "truth.txt"), "--interval", "0.1")
+        *("workflow", "smoke", "--document", str(sample), "--truth", str(tmp_path / "truth.txt"), "--interval", "0.1"),
+        *("--region", "us-east-1"),
     )
     assert done.exit_code == 1
     assert "the text read is only 0.0% like the true one, not 90%" in done.stderr
