@@ -123,9 +123,8 @@ def main() -> None:
     _look_inside(tools, tag, base or _pinned())
     _self_test(tools)
     for check in (_read_samples, _drain_and_go_on):
-        # What a container makes belongs to the image's user; only root can remove it.
-        with tempfile.TemporaryDirectory(prefix="pagefleet-image-", ignore_cleanup_errors=True) as folder:
-            check(tools, Path(folder))
+        with _folder() as folder:
+            check(tools, folder)
 
 
 def _look_inside(tools: Tools, tag: str, base: str) -> None:
@@ -234,6 +233,16 @@ def _plan(folder: Path, inputs: Path) -> RunFolder:
 
 def _shard(run: RunFolder, attempt: int) -> dict[str, str]:
     return {"PAGEFLEET_RUN_URI": run.uri, "AWS_BATCH_JOB_ATTEMPT": str(attempt)}
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="pagefleet-image-"))
+    try:
+        yield folder
+    finally:
+        # What a container makes is its user's, and stays unless root asks. TemporaryDirectory would insist on it.
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _base(tools: Tools) -> str | None:
