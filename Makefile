@@ -25,7 +25,7 @@ run: $(VENV)/.run ## Read the documents in samples/ and write the results to out
 test: $(VENV)/.dev ## Run the whole test suite; ARGS="tests/worker -k tiff" runs a part of it
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
 
-image-test: $(VENV)/.dev ## Build the worker's image with Docker or buildah, and see it work
+image-test: $(VENV)/.run ## Build the worker's image with Docker or buildah, and see it work
 	@$(BIN)/python .ci/image_test.py
 
 lint: $(VENV)/.dev ## Check style, format, types, workflows and the Dockerfile

@@ -122,10 +122,9 @@ def main() -> None:
     _say(f"built {tag} on {base or 'the pinned base'}: {size / 1e6:,.0f} MB", started)
     _look_inside(tools, tag, base or _pinned())
     _self_test(tools)
-    with tempfile.TemporaryDirectory(prefix="pagefleet-image-") as folder:
-        _read_samples(tools, Path(folder))
-    with tempfile.TemporaryDirectory(prefix="pagefleet-image-") as folder:
-        _drain_and_go_on(tools, Path(folder))
+    for check in (_read_samples, _drain_and_go_on):
+        with _folder() as folder:
+            check(tools, folder)
 
 
 def _look_inside(tools: Tools, tag: str, base: str) -> None:
@@ -236,6 +235,16 @@ def _shard(run: RunFolder, attempt: int) -> dict[str, str]:
     return {"PAGEFLEET_RUN_URI": run.uri, "AWS_BATCH_JOB_ATTEMPT": str(attempt)}
 
 
+@contextmanager
+def _folder() -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(prefix="pagefleet-image-"))
+    try:
+        yield folder
+    finally:
+        # What a container makes is its user's, and stays unless root asks. TemporaryDirectory would insist on it.
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _base(tools: Tools) -> str | None:
     """None: the pinned one of the Dockerfile."""
     if base := os.environ.get("BASE"):
@@ -285,10 +294,12 @@ def _pip_mounts() -> Iterator[tuple[Path, str]]:
 
 
 def _pip_indexes() -> set[str]:
-    """Where pip looks for packages on this machine, besides PyPI."""
+    """Where pip looks for packages on this machine, besides its default."""
+    from pip._internal.models.index import PyPI  # pip tells its default nowhere else
+
     told = _output(sys.executable, "-m", "pip", "config", "list")
     settings = re.findall(r"^\S*(?:index-url|find-links)='(.*)'$", told, re.M)
-    return {place for value in settings for place in value.split() if "pypi.org" not in place}
+    return {place for value in settings for place in value.split() if PyPI.netloc not in place}
 
 
 def _succeeds(*command: str) -> bool:

@@ -29,11 +29,20 @@ class Packed:
     left_out_bytes: int
 
 
-def pack(storage: Storage, paths: RunPaths, fetched: Path, out: Path, limit: int = RESULTS_BYTES) -> Packed:
-    """Makes `report/` and `results/` below `out`. `fetched` is a copy of the run without its documents.
+def pack(
+    storage: Storage,
+    paths: RunPaths,
+    fetched: Path,
+    out: Path,
+    limit: int = RESULTS_BYTES,
+    labelled: str | None = None,
+) -> Packed:
+    """Makes `report/` and `results/` below `out`. `fetched` is a copy of the run without its documents; `labelled` is
+    the name of its labelled set, where it has one.
 
-    The results are one archive, since documents' names hold what GitHub refuses in an artifact (": ? *"). Tables are
-    taken first, then documents by name, each whole: its JSON with its markdown.
+    The results are one archive, since documents' names hold what GitHub refuses in an artifact (": ? *"), of at most
+    `limit` bytes before they are compressed. What is fetched counts first and is always in it, but for the labelled
+    set; then come that, the other tables, and documents by name, each whole: its JSON with its markdown.
     """
     report, results = out / "report", out / "results"
     for folder in (report, results):
@@ -42,11 +51,16 @@ def pack(storage: Storage, paths: RunPaths, fetched: Path, out: Path, limit: int
     for name in _TO_LOOK_AT:
         if (fetched / name).exists():
             shutil.move(fetched / name, report / name)
-    chosen, left_out = _choose(_results(storage, paths, fetched), limit)
-    copy_files(storage, paths.file(""), [entry.uri for entry in chosen], fetched)
+    there = {path.relative_to(fetched).as_posix(): path for path in fetched.rglob("*") if path.is_file()}
+    taken = sum(path.stat().st_size for name, path in there.items() if name != labelled)
+    chosen, left_out = _choose(_results(storage, paths, labelled), limit - taken)
+    root, omitted = paths.file(""), {entry.uri for entry in left_out}
+    copy_files(storage, root, [entry.uri for entry in chosen if entry.uri.removeprefix(root) not in there], fetched)
     with zipfile.ZipFile(results / ARCHIVE, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(path for path in fetched.rglob("*") if path.is_file()):
-            archive.write(path, path.relative_to(fetched).as_posix())
+            name = path.relative_to(fetched).as_posix()
+            if paths.file(name) not in omitted:
+                archive.write(path, name)
     if left_out:
         (results / LEFT_OUT).write_text("".join(f"{entry.uri}\n" for entry in left_out), encoding="utf-8")
     return Packed(report, results, len(left_out), sum(entry.size for entry in left_out))
@@ -62,8 +76,8 @@ def left_out_note(packed: Packed, run_id: str) -> str:
     )
 
 
-def _results(storage: Storage, paths: RunPaths, fetched: Path) -> list[list[Entry]]:
-    """What belongs together, in the order in which it is taken; without what is there already."""
+def _results(storage: Storage, paths: RunPaths, labelled: str | None) -> list[list[Entry]]:
+    """What belongs together, in the order in which it is taken."""
     root = paths.file("")
     tables: list[list[Entry]] = []
     documents: dict[str, list[Entry]] = {}
@@ -71,7 +85,9 @@ def _results(storage: Storage, paths: RunPaths, fetched: Path) -> list[list[Entr
         name = entry.uri.removeprefix(root)
         if name.startswith("documents/"):
             documents.setdefault(name.rpartition(".")[0], []).append(entry)
-        elif name.startswith("results.") and not (fetched / name).exists():
+        elif name == labelled:
+            tables.insert(0, [entry])
+        elif name.startswith("results."):
             tables.append([entry])
     return [*tables, *(documents[name] for name in sorted(documents))]
 

@@ -18,7 +18,6 @@ from jobs.github import fenced
 from jobs.stack import Stack
 from worker.storage import Storage
 
-TARGETS = ("cpu", "gpu")  # of worker/Dockerfile
 PROJECT = "pagefleet"  # in Pulumi.yaml
 TAIL = 2_000  # characters of its end that are always shown
 NO_CHANGES_EXPECTED = "no changes were expected"  # older CLIs have no exit code of their own: pulumi/pulumi#5144
@@ -51,7 +50,9 @@ class PulumiRun:
 
 
 def missing_images(aws: Aws, stack: Stack, tag: str) -> list[str]:
-    """Targets of which the registry has no image of this tree."""
+    """Targets of which the registry has no image of this tree. Needs a checkout of the repository."""
+    from infra_pulumi.image import TARGETS  # in no wheel
+
     missing = []
     for target in TARGETS:
         try:

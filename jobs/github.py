@@ -19,6 +19,7 @@ from jobs.errors import JobError, UsageError
 
 SUMMARY_BYTES = 1_000_000  # GitHub takes 1 MiB a step, and drops a longer summary whole
 BODY_CHARACTERS = 60_000  # of an issue or a comment, of which GitHub takes 65,536
+AUTHOR = "github-actions[bot]"  # of what is written with a workflow's token
 PAGES = 20  # of comments, 100 each, that are looked through
 
 
@@ -89,7 +90,8 @@ class Step:
 
 
 class Repository:
-    """Issues and comments through GitHub's REST API. Ours are found by a mark that readers don't see."""
+    """Issues and comments through GitHub's REST API. Ours are found by a mark that readers don't see, and by their
+    author: anybody may write the mark."""
 
     def __init__(self, step: Step) -> None:
         """Raises: UsageError where the step has no token, or no repository."""
@@ -133,7 +135,8 @@ class Repository:
         return str(self._ask("PATCH", f"issues/{found['number']}", closed)["html_url"])
 
     def _find(self, path: str, mark: str) -> dict[str, Any] | None:
-        return next((one for one in self._list(path) if (one.get("body") or "").startswith(_hidden(mark))), None)
+        ours = (one for one in self._list(path) if (one.get("user") or {}).get("login") == AUTHOR)
+        return next((one for one in ours if (one.get("body") or "").startswith(_hidden(mark))), None)
 
     def _list(self, path: str) -> Iterator[dict[str, Any]]:
         joint = "&" if "?" in path else "?"

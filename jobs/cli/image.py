@@ -21,14 +21,18 @@ def image() -> None:
 
 
 @image.command("tag")
-@click.option("--target", type=click.Choice(["cpu", "gpu"]), help="As the registry has it, for one of the two images.")
+@click.option("--target", help="As the registry has it, for one target of worker/Dockerfile: cpu or gpu.")
 def tag_command(target: str | None) -> None:
     """Print the tag.
 
     \b
     pagefleet image tag --target cpu
     """
-    tag = _asked("image_tag")
+    tag = ask_checkout("image_tag")
+    from infra_pulumi.image import TARGETS  # there, since it was asked
+
+    if target and target not in TARGETS:
+        raise click.BadParameter(f"{target!r} is none of {', '.join(TARGETS)}", param_hint="--target")
     click.echo(f"{target}-{tag}" if target else tag)
 
 
@@ -39,12 +43,15 @@ def inputs_command() -> None:
     \b
     pagefleet image inputs
     """
-    for name, content in _asked("image_inputs"):
+    for name, content in ask_checkout("image_inputs"):
         click.echo(f"{content}  {name}")
 
 
-def _asked(function: str) -> Any:
-    """What the module that the Pulumi program asks too says of the checkout that it is from."""
+def ask_checkout(function: str) -> Any:
+    """What the module that the Pulumi program asks too says of the checkout that it is from.
+
+    Raises: JobError where this package is from no checkout, or git can't list its files.
+    """
     try:
         from infra_pulumi import image
     except ImportError as error:

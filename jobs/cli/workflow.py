@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from jobs.cli.batch import _open, _stack, region_option, stack_option
+from jobs.cli.image import ask_checkout
 from jobs.errors import CliExit, JobError
 
 if TYPE_CHECKING:
@@ -142,10 +143,11 @@ def collect_command(run: str, out: Path, limit: int | None, **given: Any) -> Non
     step, found = _step(), _open(run, given)
     with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
         fetched = Path(scratch) / found.id
-        command = ("fetch", run, "--stack", given["stack"], "--no-documents", "--json", "--out", str(fetched))
+        command = ("fetch", run, *_place(given), "--no-documents", "--json", "--out", str(fetched))
         exit_code, _, words = _run_pagefleet(*command)
         limit = RESULTS_BYTES if limit is None else limit
-        packed = pack(found.folder.storage, found.folder.paths, fetched, out, limit)
+        labelled = found.folder.run.dataset.output if found.folder.run.dataset else None
+        packed = pack(found.folder.storage, found.folder.paths, fetched, out, limit, labelled)
     step.set_outputs(run=found.id, report=str(packed.report), results=str(packed.results))
     summary = (packed.report / "summary.md").read_text(encoding="utf-8")
     parts = (summary.rstrip(), left_out_note(packed, found.id), _where(step, found, exit_code))
@@ -179,7 +181,7 @@ def smoke_command(document: Path, truth: Path | None, wait_minutes: str, interva
     expected = (truth or document.parent / "truth" / f"{document.name}.txt").read_text(encoding="utf-8")
     run_id = f"smoke-{new_run_id()}"
     uri = upload_sample(open_storage(), stack, run_id, document)
-    told = _pagefleet("submit", uri, "--stack", stack.stack, "--run-id", run_id, "--json")
+    told = _pagefleet("submit", uri, *_place(given), "--run-id", run_id, "--json")
     step.set_outputs(run=run_id)
     found = open_batch_run(open_storage(), told["uri"], aws)
     snapshot = Watch(found).follow(show_on(_console()), interval, 60 * minutes)
@@ -212,9 +214,11 @@ def images_command(**given: Any) -> None:
 
     The stack must be deployed: its first `pulumi up` is a person's, since it makes the roles of the workflows.
     """
-    from jobs.deployment import TARGETS, missing_images
+    from jobs.deployment import missing_images
 
-    step, tag = _step(), _tag()
+    step, tag = _step(), ask_checkout("image_tag")
+    from infra_pulumi.image import TARGETS  # there, since it was asked
+
     aws, stack = _stack(given)
     missing = missing_images(aws, stack, tag)
     step.set_outputs(
@@ -322,6 +326,11 @@ def _step() -> Step:
     return Step.from_environment()
 
 
+def _place(given: dict[str, Any]) -> list[str]:
+    """Stack and region, for a command of ours."""
+    return ["--stack", given["stack"], *(["--region", given["region"]] if given["region"] else [])]
+
+
 def _pagefleet(*arguments: str) -> dict[str, Any]:
     """What a command of ours prints as JSON. Raises: JobError with its own last words where it fails."""
     _, told, _ = _run_pagefleet(*arguments)
@@ -401,13 +410,3 @@ def _where(step: Step, found: BatchRun, exit_code: int) -> str:
     elif exit_code == CliExit.UNACCOUNTED:
         told.append(f"To read what has no outcome: [resume]({step.workflow_url('resume')}).")
     return "\n\n".join(told)
-
-
-def _tag() -> str:
-    """Of the tree below the current folder, as the Pulumi program names it."""
-    from infra_pulumi.image import image_tag
-
-    try:
-        return image_tag(Path.cwd())
-    except (OSError, RuntimeError) as error:
-        raise JobError(str(error)) from error

@@ -48,6 +48,22 @@ def test_documents_are_taken_whole_as_long_as_there_is_room(tmp_path: Path) -> N
     assert "`pagefleet fetch first`" in note
 
 
+def test_a_labelled_set_and_whatever_else_was_fetched_count_too(tmp_path: Path) -> None:
+    labelled = {"set_labels.parquet": 100}
+    run = make(tmp_path / "run", FILES | labelled)
+    for limit, names in (
+        (110, {"run.json", "set_labels.parquet"}),
+        (109, {"run.json", "results.jsonl", "results.parquet", "documents/c.png.json", "documents/c.png.md"}),
+    ):
+        fetched = make(tmp_path / f"fetched-{limit}", {"report.html": 1000, "run.json": 10} | labelled)
+        packed = pack(LocalStorage(), RunPaths(path_uri(run)), fetched, tmp_path / "out", limit, "set_labels.parquet")
+        with zipfile.ZipFile(packed.results / "results.zip") as archive:
+            assert set(archive.namelist()) == names
+            assert sum(entry.file_size for entry in archive.infolist()) <= limit
+        left = (packed.results / "left-out.txt").read_text().splitlines()
+        assert (path_uri(run / "set_labels.parquet") in left) == (limit < 110)
+
+
 def test_nothing_is_said_of_what_fits(tmp_path: Path) -> None:
     run, fetched = make(tmp_path / "run", FILES), make(tmp_path / "fetched", dict.fromkeys(FETCHED, 1))
     packed = pack(LocalStorage(), RunPaths(path_uri(run)), fetched, tmp_path / "out")

@@ -21,6 +21,12 @@ def test_the_tag_is_that_of_this_checkout(arguments: list[str], prefix: str) -> 
     assert (told.exit_code, told.output) == (0, f"{prefix}{image_tag(ROOT)}\n")
 
 
+def test_a_target_that_the_dockerfile_lacks_has_no_tag() -> None:
+    told = CliRunner().invoke(main, ["image", "tag", "--target", "tpu"])
+    assert told.exit_code == 2
+    assert "'tpu' is none of cpu, gpu" in told.output
+
+
 def test_inputs_are_told_as_sha256sum_tells_them_and_make_the_tag() -> None:
     told = CliRunner().invoke(main, ["image", "inputs"])
     assert told.exit_code == 0

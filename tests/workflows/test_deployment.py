@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from infra_pulumi.image import image_tag
 from jobs.cli import main
-from jobs.cli.workflow import _tag
+from tests.conftest import ROOT
 from tests.jobs.conftest import Deployed
 from tests.workflows.conftest import STUBS, TOKEN, Act
 
@@ -79,6 +80,7 @@ def github() -> Iterator[tuple[str, list[dict[str, Any]]]]:
                 self._say(200, wanted[100 * (number - 1) : 100 * number])
             elif self.command == "POST":
                 made = {"id": len(things) + 1, "number": len(things) + 1, "list": path, "state": "open", **body}
+                made["user"] = {"login": "github-actions[bot]"}
                 things.append(made | {"html_url": f"https://github.com/{HERE}/{path}/{len(things) + 1}"})
                 self._say(201, things[-1])
             else:
@@ -106,6 +108,11 @@ def github() -> Iterator[tuple[str, list[dict[str, Any]]]]:
         server.server_close()
 
 
+def somebodys(path: str, body: str) -> dict[str, Any]:
+    """An issue or comment that anybody may have written."""
+    return {"id": 899, "number": 899, "list": path, "state": "open", "body": body, "user": {"login": "anybody"}}
+
+
 def job(api: str, **more: str) -> dict[str, str]:
     """The environment of a step."""
     return {
@@ -118,10 +125,9 @@ def job(api: str, **more: str) -> dict[str, str]:
 
 
 def test_a_deployment_builds_what_is_missing_and_proves_that_it_reads(
-    act: Act, deployed: Deployed, batch: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    act: Act, deployed: Deployed, batch: Callable[[], None]
 ) -> None:
-    monkeypatch.chdir(act.repository)
-    tag = _tag()
+    tag = image_tag(ROOT)
     manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "layers": []}
     push = {
         "repositoryName": "pagefleet-dev",
@@ -170,13 +176,16 @@ def test_a_deployment_builds_what_is_missing_and_proves_that_it_reads(
 
 
 def test_a_smoke_run_that_reads_something_else_fails(
-    deployed: Deployed, batch: Callable[[], None], tmp_path: Path
+    deployed: Deployed, batch: Callable[[], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION"):  # the commands within a command know the region all the same
+        monkeypatch.delenv(name, raising=False)
     (tmp_path / "truth.txt").write_text("What the page really says, and the engine doesn't read.")
     sample = Path(__file__).parents[2] / "samples/blank.png"
     batch()
     done = pagefleet(
-        *("workflow", "smoke", "--document", str(sample), "--truth", str(tmp_path / "truth.txt"), "--interval", "0.1")
+        *("workflow", "smoke", "--document", str(sample), "--truth", str(tmp_path / "truth.txt"), "--interval", "0.1"),
+        *("--region", "us-east-1"),
     )
     assert done.exit_code == 1
     assert "the text read is only 0.0% like the true one, not 90%" in done.stderr
@@ -237,8 +246,9 @@ def test_the_preview_of_a_pull_request_is_one_comment_that_is_edited(tmp_path: P
     file = tmp_path / "preview.md"
     with github() as (api, things):
         things += [
-            {"id": 900 + n, "list": "issues/3/comments", "state": "open", "body": f"<p>{n}</p>"} for n in range(120)
+            {"id": 900 + n, "list": "issues/3/comments", "state": "open", "body": f"<p>{n}</p>"} for n in range(119)
         ]
+        things.append(somebodys("issues/3/comments", "<!-- pagefleet: preview dev -->"))
         for text in ("first", "second" * 20_000):
             file.write_text(text)
             done = pagefleet("workflow", "comment", "--file", str(file), **job(api, PULL_REQUEST="3"))
@@ -264,6 +274,8 @@ def test_drift_is_one_issue_for_as_long_as_it_lasts(act: Act, pulumi: Callable[.
         pulumi(NONE)
         assert pagefleet("workflow", "drift", **job(api)).exit_code == 0
         assert things == []
+        theirs = somebodys("issues", "<!-- pagefleet: drift dev -->")
+        things.append(dict(theirs))
         pulumi(drifted, 255)
         act.environment |= {name: value for name, value in os.environ.items() if name.startswith("TEST_PULUMI_")}
         act.environment["GITHUB_API_URL"] = api
@@ -272,7 +284,8 @@ def test_drift_is_one_issue_for_as_long_as_it_lasts(act: Act, pulumi: Callable[.
         assert "## Stack dev has drifted: ~ 2 to update, + 1 to create" in ran.summary
         assert "::warning::stack dev has drifted" in ran.log
         assert pagefleet("workflow", "drift", **job(api)).exit_code == 0
-        (issue,) = things
+        untouched, issue = things
+        assert untouched == theirs
         assert (issue["title"], issue["state"]) == ("Stack dev has drifted", "open")
         assert "~ 2 to update, + 1 to create" in issue["body"]
         assert "https://github.com/acme/pagefleet/actions/runs/7" in issue["body"]
@@ -284,6 +297,7 @@ def test_drift_is_one_issue_for_as_long_as_it_lasts(act: Act, pulumi: Callable[.
         closed = pagefleet("workflow", "drift", **job(api))
         assert f"Closed {issue['html_url']}" in closed.stdout
         assert issue["state"] == "closed"
+        assert untouched == theirs
     command = "pulumi preview --stack dev --refresh --diff --expect-no-changes --non-interactive --color never"
     assert set(pulumi("")) == {command}
 

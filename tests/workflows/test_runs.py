@@ -145,6 +145,13 @@ def test_a_form_that_is_wrong_submits_nothing(act: Act, deployed: Deployed, fiel
     assert not deployed.client("batch").list_jobs(jobQueue=queue, jobStatus="RUNNABLE")["jobSummaryList"]
 
 
+def test_a_stack_whose_role_is_not_told_is_not_reached_by_that_of_another(act: Act) -> None:
+    assert "AWS_OPERATOR_ROLE" in act.variables
+    ran = act.run("ocr", inputs=form(keys="a.png", stack="prod"))
+    assert ran.jobs == {"ocr": "failure"}
+    assert ran.steps.get("Submit") is None
+
+
 def test_what_aws_refuses_is_told(act: Act, deployed: Deployed, s3_server: str, tmp_path: Path) -> None:
     import urllib3
 
