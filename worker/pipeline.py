@@ -100,10 +100,12 @@ class Pipeline:
         self._disk = _DiskBudget(SCRATCH_BYTES)
         self._scratch: str | None = None
         self._calls: dict[int, tuple[float, list[Task]]] = {}  # by engine thread: since when, and with which tasks
+        self._counting = threading.Lock()
         self.left_over = 0  # tasks that were admitted or seen but have no outcome, because of a drain
 
     def drain(self) -> None:
-        """Admits no more; what has reached the engine is finished. Safe to call from a signal handler."""
+        """Admits no more; documents of which the engine has been given a page are finished, the others left. Safe to
+        call from a signal handler."""
         self._draining.set()
 
     def discard(self) -> None:
@@ -196,8 +198,10 @@ class Pipeline:
                     item = next(pages, None)
                 if item is None:
                     break
-                if self._broken or (self._draining.is_set() and not document.touched):
+                if self._broken:
                     return self._abandon(document)
+                if self._draining.is_set() and document.give_up():
+                    break
                 if isinstance(item, BadPage):
                     document.fail_page(item.number, item.code, item.message)
                 elif item.blank:
@@ -218,17 +222,23 @@ class Pipeline:
         finally:
             self._release_file(document)
         if document.close():
-            self._end(document)
+            self._settle(document)
 
     def _read(self) -> None:
         engine = self._job.engine
-        while batch := self._pages.take(engine.batch_size):
-            texts = self._read_batch(batch)
+        while taken := self._pages.take(engine.batch_size):
+            batch = []
+            for document, image in taken:
+                if not (self._draining.is_set() and document.give_up()) and document.begin():
+                    batch.append((document, image))
+                elif document.answered():
+                    self._settle(document)
+            texts = self._read_batch(batch) if batch else []
             for (document, image), text in zip(batch, texts, strict=True):
                 document.add_text(image, text)
                 self._job.receipts.count_page()
                 if document.answered():
-                    self._end(document)
+                    self._settle(document)
 
     def _read_batch(self, batch: Sequence[tuple[_Document, PageImage]]) -> list[PageText | Exception]:
         """One text or exception a page: an engine that raises on a batch is asked again page by page."""
@@ -283,6 +293,13 @@ class Pipeline:
     def _stopping(self) -> bool:
         return self._draining.is_set() or self._broken is not None
 
+    def _settle(self, document: _Document) -> None:
+        """For a document of which no page is on its way any more."""
+        if document.given_up:
+            self._abandon(document)
+        else:
+            self._end(document)
+
     def _end(self, document: _Document, error: DocumentError | None = None) -> None:
         document.error = document.error or error
         self._writers.submit(self._guarded, lambda: self._write(document), self._room.release)
@@ -294,7 +311,8 @@ class Pipeline:
 
     def _abandon(self, document: _Document) -> None:
         self._release_file(document)
-        self.left_over += 1
+        with self._counting:
+            self.left_over += 1
         self._room.release()
 
     def _start(self, count: int, name: str, body: Callable[[], None]) -> list[threading.Thread]:
@@ -339,11 +357,12 @@ class _Document:
         self.error: DocumentError | None = None
         self.warnings: list[str] = []
         self.source_pages: int | None = None  # whether they are asked for or not
-        self.touched = False  # a page of it has reached the engine's queue
+        self.given_up = False  # by a drain, before the engine was given a page of it
         self._job = job
         self._seconds = 0.0  # of work on it; waiting for others doesn't count
         self._pages: list[Page] = []
         self._codes: list[FailureCode] = []
+        self._begun = False  # the engine has been given a page of it
         self._open = 1  # pages with the engine, and one for the decoder that may bring more
         self._lock = threading.Lock()
         self._trace: str | None = None
@@ -363,8 +382,19 @@ class _Document:
 
     def expect_page(self) -> None:
         with self._lock:
-            self.touched = True
             self._open += 1
+
+    def begin(self) -> bool:
+        """The engine is about to be given a page; False where the document was given up instead."""
+        with self._lock:
+            self._begun = not self.given_up
+            return self._begun
+
+    def give_up(self) -> bool:
+        """Whether no page of it goes to the engine, since none has yet. What is begun is finished."""
+        with self._lock:
+            self.given_up = not self._begun
+            return self.given_up
 
     def close(self) -> bool:
         """The decoder brings no more pages; whether the document has ended by that."""

@@ -35,7 +35,7 @@ from worker.engines.guards import TEMPERATURES
 from worker.engines.loading import choose_dtype
 from worker.engines.outputs import PARSERS
 from worker.engines.presets import PRESETS, licence_of
-from worker.engines.vision import CHECK_TOKENS, VisionEngine
+from worker.engines.vision import CHECK_TOKENS, OutOfTime, VisionEngine
 from worker.errors import BadRequest, TryAgain
 
 SIZES = [(100, 60), (80, 120), (90, 90)]  # width, height
@@ -267,8 +267,66 @@ def test_time_is_up_for_one_attempt_and_for_the_call(build: Callable[..., Vision
     slow = build("hunyuan", clock=clock, timeout=22, max_new_tokens=4000)
     steer(slow, lambda rows, step: ["abcdefghijklmnopqrstuvwxyz"[step % 26]] * rows)
     before = now
-    assert all(text.error for text in slow.read(PAGES))
+    with pytest.raises(OutOfTime, match="3 pages take longer than the 20 s of a call"):
+        slow.read(PAGES)
     assert now - before < 40
+    (alone,) = slow.read(PAGES[:1])
+    assert alone.error
+    assert alone.error.startswith("hunyuan has not read it within 10 s")
+
+
+def test_pages_that_have_no_time_left_are_asked_again_and_not_failed(build: Callable[..., VisionEngine]) -> None:
+    """The first page of each call goes on for ever; on this card only one fits at a time."""
+    now = 0.0
+
+    def clock() -> float:
+        nonlocal now
+        now += 1
+        return now
+
+    engine = build("hunyuan", clock=clock, timeout=40, page_deadline=30, batch_size=3, max_new_tokens=4000)
+    endless = SIZES[0][0] * SIZES[0][1]  # the smallest comes first
+    asked: list[int] = []
+    read = engine._inputs
+
+    def inputs(pages: list[PageImage]) -> Any:
+        asked[:] = [each.width * each.height for each in pages]
+        return read(pages)
+
+    engine._inputs = inputs  # type: ignore[method-assign, assignment]
+    steer(
+        engine,
+        lambda rows, step: [
+            "abcdefghijklmnopqrstuvwxyz"[step % 26] if size == endless or step < 12 else None for size in asked
+        ],
+    )
+    out_of_memory_above(engine, 1)
+    with pytest.raises(OutOfTime):
+        engine.read(PAGES)
+    assert engine.batch_size == 1
+    alone = [engine.read([each])[0] for each in PAGES]
+    assert [text.markdown for text in alone] == [None, "abcdefghijkl", "abcdefghijkl"]
+    assert alone[0].error
+    assert alone[0].error.startswith("hunyuan has not read it within 30 s")
+
+
+def test_a_fallback_is_not_begun_after_the_calls_time(build: Callable[..., VisionEngine]) -> None:
+    now = 0.0
+    engine = build(
+        "hunyuan", clock=lambda: now, timeout=40, batch_size=3, max_new_tokens=5, fallback="tests.faults.engines:Colour"
+    )
+
+    def choose(rows: int, step: int) -> list[str | None]:
+        nonlocal now
+        now += 40
+        return ["a"] * rows
+
+    steer(engine, choose)
+    with pytest.raises(OutOfTime):
+        engine.read(PAGES)
+    (alone,) = engine.read(PAGES[:1])
+    assert alone.details
+    assert alone.details["fallback"]["engine"] == "tests.faults.engines:Colour"
 
 
 def test_a_page_of_an_impossible_shape_fails_alone(build: Callable[..., VisionEngine]) -> None:

@@ -57,6 +57,11 @@ class Reading:
     prompt_tokens: int
     temperature: float
     retries: int = 0
+    rushed: bool = False  # stopped by the end of the call, before the time of one attempt was up
+
+
+class OutOfTime(Exception):
+    """A call of several pages has used up its time before each had its own: they are to be asked for one by one."""
 
 
 class VisionEngine:
@@ -81,7 +86,7 @@ class VisionEngine:
         self._max_new_tokens = options.integer("max_new_tokens", preset.max_new_tokens, least=1)
         max_pixels = options.integer("max_pixels", 0)
         share = CALL_SHARE * settings.timeout
-        self._deadline = options.number("page_deadline", share / 2, least=1)  # so that there is time to try again
+        deadline = options.number("page_deadline", share / 2, least=1)  # so that there is time to try again
         fallback = options.text("fallback")
         self._keep_raw = options.flag("raw")
         options.done()
@@ -89,6 +94,7 @@ class VisionEngine:
 
         self._clock = clock
         self._call_seconds = share
+        self._deadline = min(deadline, share)
         self._parse = PARSERS[self._preset.prompts[self._task].parser]
         self._fallback = Fallback(fallback, settings, writes_markdown=self._task != "spotting")
         self._device = choose_device(device)
@@ -106,27 +112,34 @@ class VisionEngine:
         self.batch_size = most or (GPU_BATCH if self._device.startswith("cuda") else 1)
 
     def read(self, pages: Sequence[PageImage]) -> list[PageText]:
-        """A PageText a page. A page that can't be read fails alone."""
+        """A PageText a page. A page that can't be read fails alone.
+
+        Raises: OutOfTime, of several pages.
+        """
         end = self._clock() + self._call_seconds
+        in_time = partial(self._check_time, end, len(pages))
         texts: dict[int, PageText] = {}
         for index, page in enumerate(pages):
             if (ratio := max(page.width, page.height) / min(page.width, page.height)) > self._preset.max_aspect:
                 error = (
                     f"the page is {ratio:.0f} times as long as wide, {self.name} takes {self._preset.max_aspect:.0f}"
                 )
+                in_time()
                 texts[index] = self._fallback.read(pages[index], error, self._details(None))
         # Pages of a size together: padding costs as much as text.
         waiting = sorted(set(range(len(pages))) - texts.keys(), key=lambda n: pages[n].width * pages[n].height)
         readings: dict[int, Reading] = {}
         for attempt, temperature in enumerate(TEMPERATURES):
-            if attempt and self._clock() >= end:
-                break
-            for index, reading in zip(
-                waiting, self._attempt([pages[n] for n in waiting], temperature, end), strict=True
-            ):
-                readings[index] = replace(reading, retries=attempt)
+            read = self._attempt([pages[n] for n in waiting], temperature, end)
+            if not attempt and (len(read) < len(waiting) or any(reading.rushed for reading in read)):
+                in_time()
+            for index, reading in zip(waiting, read, strict=False):
+                if not (attempt and reading.rushed):  # a retry that comes too late tells nothing
+                    readings[index] = replace(reading, retries=attempt)
             waiting = [index for index in waiting if readings[index].stop == "repetition"]
         for index, reading in readings.items():
+            if reading.stop != "end" and self._fallback.name:
+                in_time()
             texts[index] = self._text(pages[index], reading)
         return [texts[index] for index in range(len(pages))]
 
@@ -199,10 +212,18 @@ class VisionEngine:
 
     # ---- reading
 
+    def _check_time(self, end: float, pages: int) -> None:
+        """Raises: OutOfTime. A page alone goes on: what is left of its time is enough for a fallback."""
+        if pages > 1 and self._clock() >= end:
+            raise OutOfTime(f"{pages} pages take longer than the {self._call_seconds:.0f} s of a call")
+
     def _attempt(self, pages: Sequence[PageImage], temperature: float, end: float) -> list[Reading]:
-        """As many pages at a time as fit into memory; where they don't, half as many from now on."""
+        """As many pages at a time as fit into memory; where they don't, half as many from now on.
+
+        Past `end` none is begun: the readings are then fewer than the pages.
+        """
         readings: list[Reading] = []
-        while len(readings) < len(pages):
+        while len(readings) < len(pages) and self._clock() < end:
             batch = pages[len(readings) : len(readings) + self.batch_size]
             if (read := within_memory(partial(self._generate, batch, temperature, end))) is not None:
                 readings += read
@@ -221,7 +242,8 @@ class VisionEngine:
 
         inputs = self._inputs(pages)
         prompt = int(inputs["input_ids"].shape[1])
-        guard = _guard(prompt, self._ends, self._decode, self._clock, min(end, self._clock() + self._deadline))
+        enough = self._clock() + self._deadline
+        guard = _guard(prompt, self._ends, self._decode, self._clock, min(end, enough))
         sampling = {"do_sample": True, "temperature": temperature, "top_p": TOP_P} if temperature else {}
         torch.manual_seed(SEED)
         with torch.inference_mode():
@@ -235,7 +257,8 @@ class VisionEngine:
             )
         written = tokens[:, prompt:].tolist()
         asked = inputs["attention_mask"].sum(dim=1).tolist()
-        return [self._reading(row, guard, number, asked[number], temperature) for number, row in enumerate(written)]
+        readings = [self._reading(row, guard, number, asked[number], temperature) for number, row in enumerate(written)]
+        return [replace(reading, rushed=reading.stop == "deadline" and end < enough) for reading in readings]
 
     def _reading(self, row: list[int], guard: Any, number: int, asked: int, temperature: float) -> Reading:
         """One page's tokens, without what came after its end to fill up the batch."""
