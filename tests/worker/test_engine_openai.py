@@ -398,6 +398,7 @@ def test_a_page_that_no_processor_takes_is_not_sent() -> None:
         ({"preset": "nobody"}, "must be one of hunyuan"),
         ({"preset": "hunyuan", "task": "sing"}, "must be one of markdown, text, spotting"),
         ({"fallback": "nobody"}, "unknown engine 'nobody'"),
+        ({"page_deadline": "600"}, "page_deadline is '600'; it must be less than the 600 s of `engine_timeout`"),
         ({"concurrency": "0"}, "a number of at least 1"),
         ({"colour": "red"}, "has no option 'colour'; it has: attempts, base_url"),
     ],

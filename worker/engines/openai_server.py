@@ -20,7 +20,7 @@ from worker.engines.options import Taker
 from worker.engines.outputs import PARSERS
 from worker.engines.presets import PRESETS, Licence, Preset, Prompt
 from worker.errors import BadRequest
-from worker.remote import AWAY, Answered, Broken, Clock, PageRefused, Patience, Service, Unavailable, check, request_id
+from worker.remote import AWAY, Answered, Broken, Clock, Deadline, PageRefused, Service, Unavailable, check, request_id
 
 if TYPE_CHECKING:
     import httpx
@@ -131,8 +131,9 @@ class OpenAiEngine:
         self.concurrency = taker.integer("concurrency", 8, 1)
         self._max_tokens = taker.integer("max_new_tokens", self._preset.max_new_tokens, 1)
         self._timeout = taker.number("timeout", 120.0, 0.001)
-        deadline = taker.number("page_deadline", min(300.0, 0.5 * settings.timeout), 0.001)
-        self._patience = Patience(attempts=taker.integer("attempts", self.attempts, 1), deadline=deadline)
+        self._patience = taker.patience(
+            settings.timeout, attempts=self.attempts, deadline=min(300.0, 0.5 * settings.timeout)
+        )
         self._ready_seconds = taker.number("ready", READY_SECONDS)
         self._keep_raw = taker.flag("raw")
         self._fallback = Fallback(
@@ -225,6 +226,8 @@ class OpenAiEngine:
             so_far = answer.text or so_far
             if answer.stop not in ("length", "repetition"):
                 break
+        if answer.stop == "deadline":
+            self._service.excuse(until)
         if self._keep_raw:
             details["raw"] = answer.text
         if answer.stop == "end":
@@ -255,12 +258,12 @@ class OpenAiEngine:
             details["warnings"] = list(output.warnings)
         return PageText(page.width, page.height, lines=output.lines, markdown=output.markdown, details=details)
 
-    def _complete(self, image: str, temperature: float, until: float) -> Answer:
+    def _complete(self, image: str, temperature: float, until: Deadline) -> Answer:
         """One request. Raises: Answered, Broken, httpx.RequestError."""
         while True:
             body = self._body(image, temperature)
             try:
-                return self._stream(body, until)
+                return self._stream(body, until.at)
             except Answered as error:
                 if error.status not in (400, 422) or not self._drop(error.body, body):
                     raise

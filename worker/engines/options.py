@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from worker.errors import BadRequest
+from worker.remote import CALL_SHARE, Patience
 
 _SECRET = re.compile(r"(?:^|_)(?:key|token|password|secret)$", re.IGNORECASE)
 
@@ -62,6 +63,13 @@ class Taker:
         if value not in ("yes", "no", "true", "false", "1", "0"):
             raise self._wrong(name, value, "yes or no")
         return value in ("yes", "true", "1")
+
+    def patience(self, timeout: float, *, attempts: int, deadline: float) -> Patience:
+        """Of the options `attempts` and `page_deadline`, where a call of the engine may take `timeout` seconds."""
+        deadline = self.number("page_deadline", deadline, 0.001)
+        if deadline >= timeout:
+            raise self._wrong("page_deadline", f"{deadline:g}", f"less than the {timeout:g} s of `engine_timeout`")
+        return Patience(self.integer("attempts", attempts, 1), deadline=deadline, call=CALL_SHARE * timeout)
 
     def done(self) -> None:
         if unknown := sorted(self._options):

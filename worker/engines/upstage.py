@@ -21,7 +21,7 @@ from worker.engines import EngineSettings, PageImage, PageText
 from worker.engines.options import Taker
 from worker.errors import BadRequest
 from worker.layout.text import escape
-from worker.remote import Clock, PageRefused, Patience, RateLimit, Service, Unavailable, check, request_id
+from worker.remote import Clock, Deadline, PageRefused, RateLimit, Service, Unavailable, check, request_id
 
 if TYPE_CHECKING:
     import httpx
@@ -91,8 +91,7 @@ class UpstageEngine:
         self._price = taker.number("price_per_page", 0.0)
         self._rate = RateLimit(taker.number("rate", REQUESTS_PER_SECOND, 0.01), clock=clock)
         secret = taker.text("key_secret")
-        deadline = taker.number("page_deadline", min(500.0, 0.8 * settings.timeout), 0.001)
-        patience = Patience(attempts=taker.integer("attempts", 6, 1), deadline=deadline)
+        patience = taker.patience(settings.timeout, attempts=6, deadline=min(500.0, 0.8 * settings.timeout))
         base_url, timeout = taker.text("base_url") or BASE_URL, taker.number("timeout", TIMEOUT, 0.001)
         taker.done()
         key = _read_secret(secret) if secret else settings.api_keys.get(KEY)
@@ -125,7 +124,7 @@ class UpstageEngine:
         details: dict[str, Any] = {"model": self.model} | ({"unit": "word"} if self._by_word else {})
         try:
             data, kind = _encoded(page)
-            response, resent = self._service.ask(partial(self._send, data, kind), self._service.until())
+            response, resent = self._service.ask(partial(self._send, data, kind), self._service.until(), lambda: True)
             request = request_id(response.headers)
             details |= {"request": request} if request else {}
             details["resent"] = resent
@@ -140,7 +139,7 @@ class UpstageEngine:
         self._count(answer, details)
         return self._text(page, answer.pages[0], details)
 
-    def _send(self, data: bytes, kind: str, until: float) -> httpx.Response:
+    def _send(self, data: bytes, kind: str, until: Deadline) -> httpx.Response:
         """One request. Raises: Answered, httpx.RequestError."""
         self._rate.wait()
         return check(
@@ -148,7 +147,7 @@ class UpstageEngine:
                 f"{self._service.base_url}/document-digitization",
                 files={"document": (f"page.{kind}", data, f"image/{kind}")},
                 data={"model": self.model},
-                timeout=self._service.timeouts(until),
+                timeout=self._service.timeouts(until.at),
             )
         )
 
