@@ -176,12 +176,36 @@ def test_what_is_final_costs_one_request_and_that_page(fault: Reply, says: str) 
     assert len(service.asked) == 1
 
 
-def test_a_page_that_upstage_chokes_on_fails() -> None:
-    text, service, _ = read(lambda *_: json_reply({"error": "oops"}, 500, x_upstage_request_id="up-9"), attempts="3")
+def test_a_page_that_upstage_chokes_on_fails_where_others_are_read_meanwhile() -> None:
+    """And is not failed by an outage, whatever that answers with: it may be paid for later."""
+    oops = json_reply({"error": "oops"}, 500, x_upstage_request_id="up-9")
+
+    def script(_: int, asked: Asked) -> Reply:
+        return oops if Image.open(BytesIO(asked.form["document"][2])).size == (13, 13) else good()
+
+    clock = SetClock()
+    with faulty_service(script) as service:
+        reader = engine(service, clock, attempts="3")
+
+        def sleep(seconds: float) -> None:
+            clock.sleep(seconds)
+            assert reader.read([page(number=2)])[0].error is None
+
+        with pytest.raises(TryAgain, match="does not answer after 3 tries: 500"):
+            reader.read([page(13, 13)])
+        reader._service.clock = Clock(clock.now, sleep)
+        (text,) = reader.read([page(13, 13)])
+        reader.close()
     assert text.error is not None
     assert "in 3 tries: 500" in text.error
     assert "(request up-9)" in text.error
-    assert len(service.asked) == 3
+
+
+def test_an_upstage_that_is_silent_for_all_is_no_document_s_fault() -> None:
+    with pytest.raises(TryAgain, match="does not answer after 2 tries"):
+        read(lambda *_: Reply(hang=True), attempts="2", timeout="0.05")
+    with pytest.raises(TryAgain, match="does not answer after 2 tries"):
+        read(lambda *_: Reply(cut=True), attempts="2")
 
 
 @pytest.mark.parametrize("status", [401, 403])

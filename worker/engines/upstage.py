@@ -108,6 +108,7 @@ class UpstageEngine:
             clock=clock or Clock(),
         )
         self._billed = 0
+        self._answered = 0  # requests
         self._counting = threading.Lock()
 
     def read(self, pages: Sequence[PageImage]) -> list[PageText]:
@@ -124,7 +125,12 @@ class UpstageEngine:
         details: dict[str, Any] = {"model": self.model} | ({"unit": "word"} if self._by_word else {})
         try:
             data, kind = _encoded(page)
-            response, resent = self._service.ask(partial(self._send, data, kind), self._service.until(), lambda: True)
+            before = self._answered
+            response, resent = self._service.ask(
+                partial(self._send, data, kind),
+                self._service.until(),
+                alive=lambda: self._answered > before,  # by others: there is nothing to ask that isn't paid for
+            )
             request = request_id(response.headers)
             details |= {"request": request} if request else {}
             details["resent"] = resent
@@ -142,7 +148,7 @@ class UpstageEngine:
     def _send(self, data: bytes, kind: str, until: Deadline) -> httpx.Response:
         """One request. Raises: Answered, httpx.RequestError."""
         self._rate.wait()
-        return check(
+        response = check(
             self._service.http.post(
                 f"{self._service.base_url}/document-digitization",
                 files={"document": (f"page.{kind}", data, f"image/{kind}")},
@@ -150,6 +156,9 @@ class UpstageEngine:
                 timeout=self._service.timeouts(until.at),
             )
         )
+        with self._counting:
+            self._answered += 1
+        return response
 
     def _count(self, answer: _Answer, details: dict[str, Any]) -> None:
         """What the page has cost, and which model read it."""
