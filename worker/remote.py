@@ -121,7 +121,7 @@ class Service:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        """Raises: BadRequest for an address that is none, or that holds a secret."""
+        """Raises: BadRequest for an address that is none, or that holds a secret, and for a key that can't be sent."""
         import httpx
 
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
@@ -130,6 +130,10 @@ class Service:
             raise BadRequest("base_url must be the address of a server, as in http://127.0.0.1:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise BadRequest(f"base_url must be an address alone: a key goes into the environment ({self.key_from})")
+        if self.key and not all("!" <= sign <= "~" for sign in self.key):  # a refusal of the header would tell it
+            raise BadRequest(
+                f"the key of {self.name} holds a space, a line's end or another odd sign; see {self.key_from}"
+            )
         self.base_url = self.base_url.rstrip("/")
         self.http = httpx.Client(
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
@@ -188,6 +192,8 @@ class Service:
                 if error.retry_after is not None:
                     wait = max(wait, error.retry_after * random.uniform(1.0, 1.1))
                 failure: Exception = error
+            except httpx.LocalProtocolError as error:
+                raise BadRequest(f"{self.name} can't be asked: {self.told(error)}") from error
             except (httpx.RequestError, Broken) as error:
                 failure = error
             if attempt + 1 == patience.attempts:

@@ -269,17 +269,30 @@ def test_the_key_comes_from_secrets_manager(s3_server: str, s3: Any) -> None:
 
     client = boto3.client("secretsmanager")
     plain = client.create_secret(Name="plain", SecretString=f"{KEY}\n")["ARN"]
-    fields = client.create_secret(Name="fields", SecretString=json.dumps({"UPSTAGE_API_KEY": KEY}))["ARN"]
+    fields = client.create_secret(Name="fields", SecretString=json.dumps({"UPSTAGE_API_KEY": f"{KEY}\n"}))["ARN"]
     other = client.create_secret(Name="other", SecretString=json.dumps({"key": "x"}))["ARN"]
     empty = client.create_secret(Name="empty")["ARN"]
+    binary = client.create_secret(Name="binary", SecretBinary=KEY.encode())["ARN"]
     client.close()
     for arn in (plain, fields):
         _, service, _ = read(good, key_secret=arn)
         assert service.asked[0].headers["authorization"] == f"Bearer {KEY}"
-    with pytest.raises(BadRequest, match="with the field UPSTAGE_API_KEY"):
-        read(good, key_secret=other)
+    for arn in (other, binary):
+        with pytest.raises(BadRequest, match="the key alone, as text, or JSON with the field UPSTAGE_API_KEY"):
+            read(good, key_secret=arn)
     with pytest.raises(BadRequest, match="cannot be read: ResourceNotFoundException; does it exist, has it a value"):
         read(good, key_secret=empty)
+
+
+def test_without_credentials_the_secret_is_not_read_later_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+    with pytest.raises(BadRequest, match="there are no AWS credentials here"):
+        read(good, key_secret="arn:aws:secretsmanager:us-east-1:123456789012:secret:upstage")
 
 
 # ---- through the worker

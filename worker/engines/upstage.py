@@ -244,28 +244,34 @@ def _outline(words: list[_Word], page: PageImage, read: _Page) -> list[Point] | 
 
 
 def _read_secret(arn: str) -> str:
-    """The key that a secret holds, plain or as JSON with the field UPSTAGE_API_KEY. Raises: BadRequest, Unavailable."""
+    """The key that a secret holds, plain or as JSON with the field UPSTAGE_API_KEY.
+
+    Raises: BadRequest, or Unavailable where a later attempt may succeed.
+    """
     import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     parts = arn.split(":")
     if len(parts) < 7 or parts[2] != "secretsmanager":
         raise BadRequest(f"key_secret must be the ARN of a secret in AWS Secrets Manager, not {arn!r}")
     try:
-        held = str(boto3.client("secretsmanager", region_name=parts[3]).get_secret_value(SecretId=arn)["SecretString"])
+        answer = boto3.client("secretsmanager", region_name=parts[3]).get_secret_value(SecretId=arn)
     except ClientError as error:
         code = error.response["Error"]["Code"]
         message = f"the secret {arn} cannot be read: {code}"
         if code in ("ThrottlingException", "InternalServiceError"):
             raise Unavailable(message) from error
         raise BadRequest(f"{message}; does it exist, has it a value, and may this worker's role read it?") from error
-    except (BotoCoreError, KeyError) as error:
+    except NoCredentialsError as error:
+        raise BadRequest(f"the secret {arn} cannot be read: there are no AWS credentials here") from error
+    except BotoCoreError as error:
         raise Unavailable(f"the secret {arn} cannot be read: {error}") from error
+    held = str(answer.get("SecretString", ""))  # none of a binary one
     try:
         fields = json.loads(held)
     except ValueError:
-        return held.strip()
+        fields = {KEY: held}
     key = fields.get(KEY) if isinstance(fields, dict) else None
-    if not isinstance(key, str) or not key:
-        raise BadRequest(f"the secret {arn} must hold the key alone, or JSON with the field {KEY}")
-    return key
+    if not isinstance(key, str) or not key.strip():
+        raise BadRequest(f"the secret {arn} must hold the key alone, as text, or JSON with the field {KEY}")
+    return key.strip()
