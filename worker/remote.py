@@ -132,7 +132,7 @@ class Service:
             raise BadRequest(f"base_url must be an address alone: a key goes into the environment ({self.key_from})")
         if self.key and not all("!" <= sign <= "~" for sign in self.key):  # a refusal of the header would tell it
             raise BadRequest(
-                f"the key of {self.name} holds a space, a line's end or another odd sign; see {self.key_from}"
+                f"the key of {self.name} holds a space or another sign that no key has: see {self.key_from}"
             )
         self.base_url = self.base_url.rstrip("/")
         self.http = httpx.Client(

@@ -64,7 +64,13 @@ def test_options_are_taken_by_type() -> None:
             wrong.flag("o") if name == "flag" else getattr(wrong, name)("o", 1)
 
 
-@pytest.mark.parametrize("name", ["api_key", "API_KEY", "key", "token", "hf_token", "password", "client_secret"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("api_key", "API_KEY", "apikey", "api-key", "openai_apikey", "x-key", "key", "token", "hf_token", "password"),
+        *("passwd", "client_secret", "secrets", "Authorization", "credential", "credentials"),
+    ],
+)
 def test_secrets_are_no_options(name: str) -> None:
     with pytest.raises(BadRequest, match="looks like a secret") as raised:
         refuse_secrets({"max_new_tokens": 5, name: "sk-123"})
@@ -97,6 +103,29 @@ def test_a_request_that_can_not_be_sent_is_not_tried_again() -> None:
     service.close()
     assert "sk-123" not in str(raised.value)
     assert clock.slept == []
+
+
+@pytest.mark.parametrize(
+    "address", ["https://user:sk-123@host/v1", "https://sk-123@host", "https://host/v1?key=sk-123"]
+)
+def test_addresses_with_secrets_in_them_are_no_options(address: str) -> None:
+    with pytest.raises(BadRequest, match="'base_url' must be an address alone") as raised:
+        refuse_secrets({"base_url": address})
+    assert "sk-123" not in str(raised.value)
+
+
+def test_what_is_no_secret() -> None:
+    refuse_secrets(
+        {
+            "base_url": "http://127.0.0.1:8000/v1",
+            "max_new_tokens": 5,
+            "tokens": "9",
+            "monkey": "x",
+            "model": "s3://bucket/models/mine",
+            "prompt": "What? Who's a@b.c? See http://x/?y",
+            "server_args": "--chat-template http://[x",
+        }
+    )
 
 
 def test_where_a_secret_lies_is_none() -> None:
