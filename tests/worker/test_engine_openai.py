@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.faults.engines import Colour
 from tests.faults.services import (
     Asked,
     FaultyService,
@@ -310,6 +311,31 @@ def test_a_fallback_that_was_asked_for_reads_what_the_model_can_not() -> None:
     assert "read by tests.faults.engines:Colour instead: the model repeats itself" in text.details["warnings"][0]
 
 
+def test_a_fallback_reads_as_many_pages_at_a_time_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, though the engine before it reads eight; and it is built with what is left for it of a call."""
+    built: list[EngineSettings] = []
+    room: list[bool] = []
+
+    class OneAtATime(Colour):
+        def __init__(self, settings: EngineSettings) -> None:
+            super().__init__(settings)
+            built.append(settings)
+
+        def read(self, pages: Sequence[PageImage]) -> list[PageText]:
+            room.append(reader._fallback._turns.acquire(blocking=False))
+            return super().read(pages)
+
+    monkeypatch.setattr("tests.faults.engines.Colour", OneAtATime)
+    with faulty_service(lambda *_: stream(["so far"], finish="content_filter")) as service:
+        reader = engine(service, SetClock(), fallback="tests.faults.engines:Colour")
+        texts = [reader.read([page()])[0] for _ in range(2)]
+        reader.close()
+    assert all(text.error is None for text in texts)
+    assert room == [False, False]
+    (settings,) = built
+    assert (settings.timeout, settings.api_keys) == (300.0, {"OPENAI_API_KEY": KEY})
+
+
 def test_a_text_without_end_is_stopped_at_the_cap() -> None:
     text, service, _ = read(
         lambda *_: stream(f"{number} " for number in itertools.count()), max_new_tokens=100
@@ -398,6 +424,9 @@ def test_a_page_that_no_processor_takes_is_not_sent() -> None:
         ({"preset": "nobody"}, "must be one of hunyuan"),
         ({"preset": "hunyuan", "task": "sing"}, "must be one of markdown, text, spotting"),
         ({"fallback": "nobody"}, "unknown engine 'nobody'"),
+        ({"fallback": "openai"}, "fallback=openai: that engine needs options of its own"),
+        ({"fallback": "vllm"}, "fallback=vllm: that engine needs options of its own"),
+        ({"fallback": "upstage"}, "fallback=upstage: that engine needs options of its own"),
         ({"page_deadline": "600"}, "page_deadline is '600'; it must be less than the 600 s of `engine_timeout`"),
         ({"concurrency": "0"}, "a number of at least 1"),
         ({"colour": "red"}, "has no option 'colour'; it has: attempts, base_url"),
