@@ -132,6 +132,33 @@ def test_words_that_are_not_those_of_the_text_stay_by_themselves() -> None:
     assert [line.text for line in text.lines] == ["Print", "the", "words", "hello,"]
 
 
+def test_what_is_odd_about_a_word_costs_no_page() -> None:
+    """It has been paid for."""
+    said = answer()
+    first, second, third, fourth = said["pages"][0]["words"]
+    del first["boundingBox"]
+    second["confidence"] = 1.0000001
+    third["boundingBox"] = {"vertices": [{"x": "left"}]}
+    third["confidence"] = "good"
+    fourth["boundingBox"] = None
+    fourth["confidence"] = -0.1
+    text, _, _ = read(lambda *_: json_reply(said))
+    assert text.error is None
+    assert [(line.text, line.confidence, line.polygon) for line in text.lines] == [
+        ("Print the words", 0.9, [(80, 12), (110, 12), (110, 30), (80, 30)]),
+        ("hello,", None, None),
+    ]
+
+
+@pytest.mark.parametrize(("kept", "lines"), [(0, ["Print the words", "hello,"]), (2, ["Print the", "words", "hello,"])])
+def test_text_without_words_is_not_lost(kept: int, lines: list[str]) -> None:
+    said = answer()
+    del said["pages"][0]["words"][kept:]
+    text, _, _ = read(lambda *_: json_reply(said))
+    assert [line.text for line in text.lines] == lines
+    assert text.lines[-1].polygon is None
+
+
 def test_no_text_at_all() -> None:
     said = answer()
     said["pages"][0] |= {"text": "", "words": []}

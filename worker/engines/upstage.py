@@ -14,7 +14,7 @@ from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from worker.contract import Line, Point
 from worker.engines import EngineSettings, PageImage, PageText
@@ -38,6 +38,14 @@ LONGEST_SIDE = 8000  # well within its 100 million pixels a page
 JPEG_QUALITY = 95
 
 
+def _or_none(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+    """Nothing in place of what makes no sense: the rest of the answer has been paid for, too."""
+    try:
+        return parse(value)
+    except ValidationError:
+        return None
+
+
 class _Vertex(BaseModel):
     x: FiniteFloat = 0.0
     y: FiniteFloat = 0.0
@@ -49,15 +57,15 @@ class _Box(BaseModel):
 
 class _Word(BaseModel):
     text: str
-    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
-    box: Annotated[_Box, Field(alias="boundingBox")]
+    confidence: Annotated[Annotated[float, Field(ge=0, le=1)] | None, WrapValidator(_or_none)] = None
+    box: Annotated[_Box | None, WrapValidator(_or_none), Field(alias="boundingBox")] = None
 
 
 class _Page(BaseModel):
     width: Annotated[float, Field(gt=0)]
     height: Annotated[float, Field(gt=0)]
     text: str = ""  # all words, in rows
-    words: list[_Word]
+    words: list[_Word] = []
 
 
 class _Answer(BaseModel):
@@ -175,7 +183,8 @@ class UpstageEngine:
             lines = [_line([word], page, read) for word in read.words]
             text = "\n".join(escape(row.strip()) for row in rows)
             return PageText(page.width, page.height, lines=lines, markdown=text, details=details)
-        lines = [_line(words, page, read) for words in _in_rows(read.words, rows)]
+        grouped, left = _in_rows(read.words, rows)
+        lines = [_line(words, page, read) for words in grouped] + [Line(text=row) for row in left]
         return PageText(page.width, page.height, lines=lines, details=details)
 
 
@@ -196,22 +205,27 @@ def _encoded(page: PageImage) -> tuple[bytes, str]:
     raise PageRefused(f"a page of {page.width}x{page.height} takes more than the 50 MB that Upstage accepts")
 
 
-def _in_rows(words: list[_Word], rows: list[str]) -> list[list[_Word]]:
-    """Words by the rows of the page's text, which holds the same words in the same order; each by itself if not."""
+def _in_rows(words: list[_Word], rows: list[str]) -> tuple[list[list[_Word]], list[str]]:
+    """Words by the rows of the page's text, which holds the same words in the same order, each by itself if not; and
+    what of the text comes after the last word."""
     left = iter(words)
     grouped = []
+    after: list[str] = []
     for row in rows:
         taken: list[_Word] = []
         rest = row.strip()
         while rest:
             word = next(left, None)
-            if word is None or not word.text or not rest.startswith(word.text):
-                return [[word] for word in words]
+            if word is None:
+                after.append(rest)
+                break
+            if not word.text or not rest.startswith(word.text):
+                return [[word] for word in words], []
             taken.append(word)
             rest = rest[len(word.text) :].lstrip()
         if taken:
             grouped.append(taken)
-    return grouped if next(left, None) is None else [[word] for word in words]
+    return (grouped, after) if next(left, None) is None else ([[word] for word in words], [])
 
 
 def _line(words: list[_Word], page: PageImage, read: _Page) -> Line:
@@ -228,12 +242,13 @@ def _line(words: list[_Word], page: PageImage, read: _Page) -> Line:
 
 def _outline(words: list[_Word], page: PageImage, read: _Page) -> list[Point] | None:
     """The rectangle around words that lies as they do, clockwise from its top left; one word's own corners. In pixels
-    of the page, whatever size Upstage has seen it in."""
-    if any(len(word.box.vertices) != 4 for word in words):
+    of the page, whatever size Upstage has seen it in. None where no word has a place."""
+    boxes = [word.box.vertices for word in words if word.box and len(word.box.vertices) == 4]
+    if not boxes:
         return None
     across, down = page.width / read.width, page.height / read.height
-    points = [(corner.x * across, corner.y * down) for word in words for corner in word.box.vertices]
-    if len(words) > 1:
+    points = [(corner.x * across, corner.y * down) for box in boxes for corner in box]
+    if len(boxes) > 1:
         (x0, y0), (x1, y1) = points[0], points[-3]  # top left of the first word, top right of the last
         length = math.hypot(x1 - x0, y1 - y0) or 1.0
         ux, uy = (x1 - x0) / length, (y1 - y0) / length  # along the line; (-uy, ux) is down
