@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 CONNECT_SECONDS = 10.0
+CALL_SHARE = 0.9  # of the time that a call of the engine may take: past it, nothing is waited for
 PROBE_SECONDS = 10.0  # in which a service must tell that it is there
 IDLE_SECONDS = 2.0  # after which a connection isn't used again: uvicorn, and so vLLM, closes it after five
 EXCERPT = 300  # characters of an answer that go into a message
@@ -57,7 +58,28 @@ class Patience:
     attempts: int = 6  # the first included
     first_wait: float = 1.0  # doubled each time; half of it is chance, so that many workers don't come back at once
     longest_wait: float = 60.0  # unless a `Retry-After` asks for more
-    deadline: float = 300.0  # for all of it: what asks to wait past it has failed. Less than `Options.engine_timeout`
+    deadline: float = 300.0  # for all of it: what asks to wait past it has failed
+    call: float = 540.0  # with what the page waits for that is not its own doing. Less than `Options.engine_timeout`
+
+
+@dataclass
+class Deadline:
+    """When a page's time is up, by the service's clock."""
+
+    own: float  # but for what it has had to wait for, which `extend` gives back
+    latest: float  # whatever it has had to wait for
+
+    @property
+    def at(self) -> float:
+        return min(self.own, self.latest)
+
+    @property
+    def cut(self) -> bool:
+        """Whether waiting has taken of the page's own time: that this is up is then not the page's fault."""
+        return self.own > self.latest
+
+    def extend(self, seconds: float) -> None:
+        self.own += seconds
 
 
 class PageRefused(Exception):
@@ -99,7 +121,7 @@ class Service:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        """Raises: BadRequest for an address that is none, or that holds a secret."""
+        """Raises: BadRequest for an address that is none, or that holds a secret, and for a key that can't be sent."""
         import httpx
 
         logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
@@ -108,6 +130,10 @@ class Service:
             raise BadRequest("base_url must be the address of a server, as in http://127.0.0.1:8000/v1")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise BadRequest(f"base_url must be an address alone: a key goes into the environment ({self.key_from})")
+        if self.key and not all("!" <= sign <= "~" for sign in self.key):  # a refusal of the header would tell it
+            raise BadRequest(
+                f"the key of {self.name} holds a space or another sign that no key has: see {self.key_from}"
+            )
         self.base_url = self.base_url.rstrip("/")
         self.http = httpx.Client(
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
@@ -137,12 +163,14 @@ class Service:
         hint = f"; set {self.key_from}" if error.status in (401, 403) and self.key_from else ""
         return BadRequest(f"{self.name} refuses: {why}{hint}")
 
-    def until(self) -> float:
+    def until(self) -> Deadline:
         """When the time for a page that begins now will be up."""
-        return self.clock.now() + self.patience.deadline
+        now, patience = self.clock.now(), self.patience
+        return Deadline(now + patience.deadline, now + max(patience.call, patience.deadline))
 
-    def ask(self, send: Callable[[float], T], until: float, alive: Callable[[], bool] = lambda: True) -> tuple[T, int]:
-        """What `send` returns, and how often it was tried again. `send` gets the time by which it must be done.
+    def ask(self, send: Callable[[Deadline], T], until: Deadline, alive: Callable[[], bool]) -> tuple[T, int]:
+        """What `send` returns, and how often it was tried again. `send` gets the time by which it must be done, and
+        extends it by what is not the page's.
 
         It raises `Answered`, `Broken` or `httpx.RequestError`. Answers of 4xx are final; all else is tried again.
         What then still fails is the page's fault if the service is `alive` otherwise.
@@ -164,9 +192,14 @@ class Service:
                 if error.retry_after is not None:
                     wait = max(wait, error.retry_after * random.uniform(1.0, 1.1))
                 failure: Exception = error
+            except httpx.LocalProtocolError as error:
+                raise BadRequest(f"{self.name} can't be asked: {self.told(error)}") from error
             except (httpx.RequestError, Broken) as error:
                 failure = error
-            if attempt + 1 == patience.attempts or self.clock.now() + wait > until:
+            if attempt + 1 == patience.attempts:
+                break
+            if self.clock.now() + wait > until.at:
+                self.excuse(until)
                 break
             log.info("%s: %s; trying again in %.1f s", self.name, self.told(failure), wait)
             self.clock.sleep(wait)
@@ -177,6 +210,11 @@ class Service:
         if away or not alive():
             raise Unavailable(f"{self.name} does not answer after {tries}: {self.told(failure)}") from failure
         raise PageRefused(f"{self.name} could not read the page in {tries}: {self.told(failure)}") from failure
+
+    def excuse(self, until: Deadline) -> None:
+        """For a page whose time is up. Raises: Unavailable where it was the service that has taken it."""
+        if until.cut:
+            raise Unavailable(f"{self.name} was away for too long, or busy with other pages, to read this one")
 
 
 class RateLimit:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.faults.engines import Colour
 from tests.faults.services import (
     Asked,
     FaultyService,
@@ -257,6 +258,48 @@ def test_parameters_that_a_server_does_not_take_are_left_out(caplog: pytest.LogC
     assert "takes no repetition_penalty, stream_options" in caplog.text
 
 
+REFUSALS = {
+    "openai": {"error": {"message": "Unsupported value.", "type": "invalid_request_error", "param": "temperature"}},
+    "fastapi": {"detail": [{"loc": ["body", "temperature"], "msg": "Extra inputs are not permitted", "input": 0}]},
+    "vllm": {
+        "error": {
+            "message": "[{'type': 'extra_forbidden', 'loc': ('body', 'temperature'), 'msg': 'Extra inputs are not "
+            "permitted', 'input': {'top_k': 5}}]"
+        }
+    },
+    "plain": "temperature is not supported",
+}
+
+
+@pytest.mark.parametrize("server", REFUSALS)
+def test_a_temperature_that_was_not_sent_is_not_in_the_record(server: str) -> None:
+    def script(_: int, asked: Asked) -> Reply:
+        assert "stream_options" in asked.json
+        return json_reply(REFUSALS[server], 400) if "temperature" in asked.json else stream(["fine"])
+
+    text, service, _ = read(script)
+    assert text.markdown == "fine"
+    assert len(service.asked) == 2
+    assert text.details
+    assert "temperature" not in text.details
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"detail": [{"loc": ["body", "model"], "msg": "Field required", "input": {"temperature": 0, "top_k": 1}}]},
+        {"error": {"message": "[{'loc': ('body', 'model'), 'msg': 'Field required', 'input': {'temperature': 0}}]"}},
+        {"error": {"message": "image too large"}, "request": {"temperature": 0, "stream_options": {}}},
+        {"error": {"message": "no_temperature_here"}},
+    ],
+)
+def test_what_a_refusal_only_sends_back_is_not_left_out(refusal: dict[str, Any]) -> None:
+    text, service, _ = read(in_turn(json_reply(refusal, 400), stream(["fine"])))
+    assert text.error is not None
+    assert "refuses the page: 400" in text.error
+    assert len(service.asked) == 1
+
+
 def test_the_cap_has_another_name_with_some_providers() -> None:
     def script(number: int, asked: Asked) -> Reply:
         if "max_tokens" in asked.json:
@@ -310,6 +353,31 @@ def test_a_fallback_that_was_asked_for_reads_what_the_model_can_not() -> None:
     assert "read by tests.faults.engines:Colour instead: the model repeats itself" in text.details["warnings"][0]
 
 
+def test_a_fallback_reads_as_many_pages_at_a_time_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, though the engine before it reads eight; and it is built with what is left for it of a call."""
+    built: list[EngineSettings] = []
+    room: list[bool] = []
+
+    class OneAtATime(Colour):
+        def __init__(self, settings: EngineSettings) -> None:
+            super().__init__(settings)
+            built.append(settings)
+
+        def read(self, pages: Sequence[PageImage]) -> list[PageText]:
+            room.append(reader._fallback._turns.acquire(blocking=False))
+            return super().read(pages)
+
+    monkeypatch.setattr("tests.faults.engines.Colour", OneAtATime)
+    with faulty_service(lambda *_: stream(["so far"], finish="content_filter")) as service:
+        reader = engine(service, SetClock(), fallback="tests.faults.engines:Colour")
+        texts = [reader.read([page()])[0] for _ in range(2)]
+        reader.close()
+    assert all(text.error is None for text in texts)
+    assert room == [False, False]
+    (settings,) = built
+    assert (settings.timeout, settings.api_keys) == (300.0, {"OPENAI_API_KEY": KEY})
+
+
 def test_a_text_without_end_is_stopped_at_the_cap() -> None:
     text, service, _ = read(
         lambda *_: stream(f"{number} " for number in itertools.count()), max_new_tokens=100
@@ -328,6 +396,23 @@ def test_a_silent_server_is_given_up() -> None:
     assert text.error is not None
     assert "could not read the page in 2 tries" in text.error
     assert len(service.asked) == 2
+
+
+@pytest.mark.parametrize("late", [0, 1000])
+def test_a_text_that_has_ended_is_whole_though_the_server_holds_the_line(late: float) -> None:
+    clock = SetClock()
+
+    def ended() -> Iterator[bytes]:
+        yield event({"choices": [{"index": 0, "delta": {"content": "fine"}, "finish_reason": "stop"}]})
+        clock.time += late
+
+    held = Reply(ended(), headers={"Content-Type": "text/event-stream"}, hang=True)
+    with faulty_service(lambda *_: held) as service:
+        reader = engine(service, clock, timeout=0.2)
+        (text,) = reader.read([page()])
+        reader.close()
+    assert (text.error, text.markdown) == (None, "fine")
+    assert len(service.asked) == 1
 
 
 def test_a_page_has_a_deadline() -> None:
@@ -398,6 +483,10 @@ def test_a_page_that_no_processor_takes_is_not_sent() -> None:
         ({"preset": "nobody"}, "must be one of hunyuan"),
         ({"preset": "hunyuan", "task": "sing"}, "must be one of markdown, text, spotting"),
         ({"fallback": "nobody"}, "unknown engine 'nobody'"),
+        ({"fallback": "openai"}, "fallback=openai: that engine needs options of its own"),
+        ({"fallback": "vllm"}, "fallback=vllm: that engine needs options of its own"),
+        ({"fallback": "upstage"}, "fallback=upstage: that engine needs options of its own"),
+        ({"page_deadline": "600"}, "page_deadline is '600'; it must be less than the 600 s of `engine_timeout`"),
         ({"concurrency": "0"}, "a number of at least 1"),
         ({"colour": "red"}, "has no option 'colour'; it has: attempts, base_url"),
     ],

@@ -132,6 +132,33 @@ def test_words_that_are_not_those_of_the_text_stay_by_themselves() -> None:
     assert [line.text for line in text.lines] == ["Print", "the", "words", "hello,"]
 
 
+def test_what_is_odd_about_a_word_costs_no_page() -> None:
+    """It has been paid for."""
+    said = answer()
+    first, second, third, fourth = said["pages"][0]["words"]
+    del first["boundingBox"]
+    second["confidence"] = 1.0000001
+    third["boundingBox"] = {"vertices": [{"x": "left"}]}
+    third["confidence"] = "good"
+    fourth["boundingBox"] = None
+    fourth["confidence"] = -0.1
+    text, _, _ = read(lambda *_: json_reply(said))
+    assert text.error is None
+    assert [(line.text, line.confidence, line.polygon) for line in text.lines] == [
+        ("Print the words", 0.9, [(80, 12), (110, 12), (110, 30), (80, 30)]),
+        ("hello,", None, None),
+    ]
+
+
+@pytest.mark.parametrize(("kept", "lines"), [(0, ["Print the words", "hello,"]), (2, ["Print the", "words", "hello,"])])
+def test_text_without_words_is_not_lost(kept: int, lines: list[str]) -> None:
+    said = answer()
+    del said["pages"][0]["words"][kept:]
+    text, _, _ = read(lambda *_: json_reply(said))
+    assert [line.text for line in text.lines] == lines
+    assert text.lines[-1].polygon is None
+
+
 def test_no_text_at_all() -> None:
     said = answer()
     said["pages"][0] |= {"text": "", "words": []}
@@ -176,12 +203,36 @@ def test_what_is_final_costs_one_request_and_that_page(fault: Reply, says: str) 
     assert len(service.asked) == 1
 
 
-def test_a_page_that_upstage_chokes_on_fails() -> None:
-    text, service, _ = read(lambda *_: json_reply({"error": "oops"}, 500, x_upstage_request_id="up-9"), attempts="3")
+def test_a_page_that_upstage_chokes_on_fails_where_others_are_read_meanwhile() -> None:
+    """And is not failed by an outage, whatever that answers with: it may be paid for later."""
+    oops = json_reply({"error": "oops"}, 500, x_upstage_request_id="up-9")
+
+    def script(_: int, asked: Asked) -> Reply:
+        return oops if Image.open(BytesIO(asked.form["document"][2])).size == (13, 13) else good()
+
+    clock = SetClock()
+    with faulty_service(script) as service:
+        reader = engine(service, clock, attempts="3")
+
+        def sleep(seconds: float) -> None:
+            clock.sleep(seconds)
+            assert reader.read([page(number=2)])[0].error is None
+
+        with pytest.raises(TryAgain, match="does not answer after 3 tries: 500"):
+            reader.read([page(13, 13)])
+        reader._service.clock = Clock(clock.now, sleep)
+        (text,) = reader.read([page(13, 13)])
+        reader.close()
     assert text.error is not None
     assert "in 3 tries: 500" in text.error
     assert "(request up-9)" in text.error
-    assert len(service.asked) == 3
+
+
+def test_an_upstage_that_is_silent_for_all_is_no_document_s_fault() -> None:
+    with pytest.raises(TryAgain, match="does not answer after 2 tries"):
+        read(lambda *_: Reply(hang=True), attempts="2", timeout="0.05")
+    with pytest.raises(TryAgain, match="does not answer after 2 tries"):
+        read(lambda *_: Reply(cut=True), attempts="2")
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -230,6 +281,7 @@ def test_a_page_that_is_too_large_as_png_is_sent_as_jpeg(monkeypatch: pytest.Mon
         ({"key_secret": KEY}, "looks like a secret"),
         ({"key_secret": "arn:aws:s3:::bucket"}, "must be the ARN of a secret"),
         ({"unit": "page"}, "must be one of line, word"),
+        ({"page_deadline": "900"}, "must be less than the 600 s of `engine_timeout`"),
         ({"rate": "0"}, "must be a number of at least 0.01"),
     ],
 )
@@ -244,17 +296,30 @@ def test_the_key_comes_from_secrets_manager(s3_server: str, s3: Any) -> None:
 
     client = boto3.client("secretsmanager")
     plain = client.create_secret(Name="plain", SecretString=f"{KEY}\n")["ARN"]
-    fields = client.create_secret(Name="fields", SecretString=json.dumps({"UPSTAGE_API_KEY": KEY}))["ARN"]
+    fields = client.create_secret(Name="fields", SecretString=json.dumps({"UPSTAGE_API_KEY": f"{KEY}\n"}))["ARN"]
     other = client.create_secret(Name="other", SecretString=json.dumps({"key": "x"}))["ARN"]
     empty = client.create_secret(Name="empty")["ARN"]
+    binary = client.create_secret(Name="binary", SecretBinary=KEY.encode())["ARN"]
     client.close()
     for arn in (plain, fields):
         _, service, _ = read(good, key_secret=arn)
         assert service.asked[0].headers["authorization"] == f"Bearer {KEY}"
-    with pytest.raises(BadRequest, match="with the field UPSTAGE_API_KEY"):
-        read(good, key_secret=other)
+    for arn in (other, binary):
+        with pytest.raises(BadRequest, match="the key alone, as text, or JSON with the field UPSTAGE_API_KEY"):
+            read(good, key_secret=arn)
     with pytest.raises(BadRequest, match="cannot be read: ResourceNotFoundException; does it exist, has it a value"):
         read(good, key_secret=empty)
+
+
+def test_without_credentials_the_secret_is_not_read_later_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, "/nowhere")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setattr("boto3.DEFAULT_SESSION", None)
+    with pytest.raises(BadRequest, match="there are no AWS credentials here"):
+        read(good, key_secret="arn:aws:secretsmanager:us-east-1:123456789012:secret:upstage")
 
 
 # ---- through the worker

@@ -15,11 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.faults.services import SetClock
 from worker.beside import Beside, ServerLost
 from worker.contract import ExitCode, Options, Result
 from worker.engines import EngineSettings, PageImage
-from worker.engines.vllm_server import VllmEngine
-from worker.errors import BadRequest
+from worker.engines.vllm_server import VllmEngine, _Lane
+from worker.errors import BadRequest, TryAgain
+from worker.remote import Clock
 
 Lives = Callable[..., Path]
 PAGE = PageImage(1, np.zeros((40, 60, 3), np.uint8))
@@ -98,6 +100,95 @@ def test_a_page_that_kills_each_server_costs_that_page(lives: Lives) -> None:
     assert [number for number, text in enumerate(texts) if text.error] == [3]
     assert "could not read the page in 2 tries" in str(texts[3].error)
     assert started(folder) == 3
+
+
+def test_the_time_of_a_restart_is_not_the_page_s(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would be up: it has waited longer than it may take."""
+    clock = slow_restarts(monkeypatch, 310)
+    folder = lives("0 live")
+    engine = VllmEngine(EngineSettings(1, options=options(folder)), Clock(clock.now, clock.sleep))
+    (text,) = engine.read([PAGE])
+    engine.close()
+    assert (text.error, text.markdown) == (None, "life 1")
+
+
+def test_a_page_waits_for_restarts_no_longer_than_a_call_may_take(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that the server dies of even when it is alone has failed by then, before the worker is given up."""
+    clock = slow_restarts(monkeypatch, 400)
+    engine = VllmEngine(EngineSettings(1, options=options(lives("0"))), Clock(clock.now, clock.sleep))
+    (text,) = engine.read([PAGE])
+    assert "the server dies of the page, which it had alone" in str(text.error)
+    assert clock.time < 1000 + 600
+    engine.close()
+
+
+@pytest.mark.parametrize(("seconds", "says"), [(540, "was away for too long"), (700, "does not answer within 540 s")])
+def test_a_page_that_waits_too_long_for_the_server_is_not_to_blame(
+    seconds: float, says: str, lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = slow_restarts(monkeypatch, seconds)
+    engine = VllmEngine(EngineSettings(1, options=options(lives("0 live"))), Clock(clock.now, clock.sleep))
+    with pytest.raises(TryAgain, match=says):
+        engine.read([PAGE])
+    assert clock.time < 1000 + 600
+    engine.close()
+
+
+def test_a_page_that_the_server_dies_of_when_asked_again_at_once_is_suspected(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server had died before it could be asked; and now it dies of the page: that one must be alone next."""
+    entered: list[bool] = []
+    enter = _Lane.enter
+
+    def watched(lane: _Lane, *, alone: bool, seconds: float) -> Any:
+        entered.append(alone)
+        return enter(lane, alone=alone, seconds=seconds)
+
+    monkeypatch.setattr(_Lane, "enter", watched)
+    engine = VllmEngine(EngineSettings(1, options=options(lives("live 0 live"))))
+    wait = Beside.wait
+
+    def dies_after(server: Beside, seconds: float) -> None:
+        wait(server, seconds)
+        monkeypatch.setattr(Beside, "wait", wait)
+        process = server._process
+        assert process
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    monkeypatch.setattr(Beside, "wait", dies_after)
+    (text,) = engine.read([PAGE])
+    engine.close()
+    assert text.markdown == "life 2"
+    assert entered == [False, True]
+
+
+def test_a_turn_that_does_not_come_is_no_document_s_fault() -> None:
+    lane = _Lane()
+    with lane.enter(alone=False, seconds=0), pytest.raises(TryAgain, match="busy with pages"):
+        lane.enter(alone=True, seconds=0).__enter__()
+    with lane.enter(alone=True, seconds=0), pytest.raises(TryAgain, match="busy with pages"):
+        lane.enter(alone=False, seconds=0).__enter__()
+    with lane.enter(alone=False, seconds=0), lane.enter(alone=False, seconds=0):
+        pass
+
+
+def slow_restarts(monkeypatch: pytest.MonkeyPatch, seconds: float) -> SetClock:
+    """A clock by which each restart takes so long, whatever it takes by ours."""
+    clock = SetClock()
+    settle = Beside.settle
+
+    def slow(server: Beside, most: float) -> None:
+        clock.time += min(seconds, most)
+        if seconds > most:
+            raise ServerLost(f"does not answer within {most:.0f} s")
+        settle(server, 60)
+
+    monkeypatch.setattr(Beside, "settle", slow)
+    return clock
 
 
 def test_a_server_that_never_answers_is_given_up(lives: Lives) -> None:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from tests.faults.services import SetClock
+from tests.faults.services import Reply, SetClock, faulty_service
 from worker.engines.options import Taker, refuse_secrets
 from worker.errors import BadRequest
 from worker.remote import Clock, RateLimit, Service, seconds_to_wait
@@ -64,7 +64,13 @@ def test_options_are_taken_by_type() -> None:
             wrong.flag("o") if name == "flag" else getattr(wrong, name)("o", 1)
 
 
-@pytest.mark.parametrize("name", ["api_key", "API_KEY", "key", "token", "hf_token", "password", "client_secret"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("api_key", "API_KEY", "apikey", "api-key", "openai_apikey", "x-key", "key", "token", "hf_token", "password"),
+        *("passwd", "client_secret", "secrets", "Authorization", "credential", "credentials"),
+    ],
+)
 def test_secrets_are_no_options(name: str) -> None:
     with pytest.raises(BadRequest, match="looks like a secret") as raised:
         refuse_secrets({"max_new_tokens": 5, name: "sk-123"})
@@ -76,6 +82,50 @@ def test_a_service_tells_its_key_to_nobody() -> None:
     assert "sk-123" not in repr(service)
     assert service.told(ValueError("bad key sk-123")) == "bad key …"
     service.close()
+
+
+@pytest.mark.parametrize("key", ["sk-123\n", "sk 123", "sk-123\r\nX: y", "sk-é", "sk\u200b123"])
+def test_a_key_that_no_header_can_hold_is_refused_and_not_told(key: str) -> None:
+    with pytest.raises(BadRequest, match=r"the key of it holds a space or another sign .*: see KEY") as raised:
+        Service("it", "http://127.0.0.1:1/v1", key=key, key_from="KEY")
+    assert key not in str(raised.value)
+
+
+def test_a_request_that_can_not_be_sent_is_not_tried_again() -> None:
+    clock = SetClock()
+    service = Service("it", "http://127.0.0.1:1/v1", key="sk-123", clock=Clock(clock.now, clock.sleep))
+
+    with (
+        faulty_service(lambda *_: Reply()) as server,
+        pytest.raises(BadRequest, match="can't be asked: Illegal header value") as raised,
+    ):
+        service.ask(lambda _: service.http.get(server.url, headers={"X": "sk-123\n"}), service.until(), lambda: True)
+    service.close()
+    assert "sk-123" not in str(raised.value)
+    assert clock.slept == []
+
+
+@pytest.mark.parametrize(
+    "address", ["https://user:sk-123@host/v1", "https://sk-123@host", "https://host/v1?key=sk-123"]
+)
+def test_addresses_with_secrets_in_them_are_no_options(address: str) -> None:
+    with pytest.raises(BadRequest, match="'base_url' must be an address alone") as raised:
+        refuse_secrets({"base_url": address})
+    assert "sk-123" not in str(raised.value)
+
+
+def test_what_is_no_secret() -> None:
+    refuse_secrets(
+        {
+            "base_url": "http://127.0.0.1:8000/v1",
+            "max_new_tokens": 5,
+            "tokens": "9",
+            "monkey": "x",
+            "model": "s3://bucket/models/mine",
+            "prompt": "What? Who's a@b.c? See http://x/?y",
+            "server_args": "--chat-template http://[x",
+        }
+    )
 
 
 def test_where_a_secret_lies_is_none() -> None:

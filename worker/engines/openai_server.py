@@ -6,6 +6,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from worker.engines.options import Taker
 from worker.engines.outputs import PARSERS
 from worker.engines.presets import PRESETS, Licence, Preset, Prompt
 from worker.errors import BadRequest
-from worker.remote import AWAY, Answered, Broken, Clock, PageRefused, Patience, Service, Unavailable, check, request_id
+from worker.remote import AWAY, Answered, Broken, Clock, Deadline, PageRefused, Service, Unavailable, check, request_id
 
 if TYPE_CHECKING:
     import httpx
@@ -62,6 +63,8 @@ ANY = Preset(
 
 _OPTIONAL = ("top_k", "repetition_penalty", "stream_options", "temperature")  # parameters that not every server takes
 
+_ECHO = re.compile(r"""["']?\binput["']?\s*[:=]""")  # from here on, an error tells what it was given
+
 
 @dataclass
 class Answer:
@@ -71,6 +74,7 @@ class Answer:
     stop: str | None = None  # "end", "length", "repetition", "deadline", or what else the server calls it
     model: str | None = None
     request: str | None = None
+    temperature: float | None = None  # that it was asked for with; None if the server takes none
     usage: dict[str, int] = field(default_factory=dict)
 
 
@@ -131,8 +135,9 @@ class OpenAiEngine:
         self.concurrency = taker.integer("concurrency", 8, 1)
         self._max_tokens = taker.integer("max_new_tokens", self._preset.max_new_tokens, 1)
         self._timeout = taker.number("timeout", 120.0, 0.001)
-        deadline = taker.number("page_deadline", min(300.0, 0.5 * settings.timeout), 0.001)
-        self._patience = Patience(attempts=taker.integer("attempts", self.attempts, 1), deadline=deadline)
+        self._patience = taker.patience(
+            settings.timeout, attempts=self.attempts, deadline=min(300.0, 0.5 * settings.timeout)
+        )
         self._ready_seconds = taker.number("ready", READY_SECONDS)
         self._keep_raw = taker.flag("raw")
         self._fallback = Fallback(
@@ -220,11 +225,14 @@ class OpenAiEngine:
                 return self._fallback.read(page, str(refused), details)
             resent += again
             details |= {"model": answer.model or self.model, **answer.usage, "stop": answer.stop}
-            details |= {"temperature": temperature, "retries": retry, "resent": resent}
+            details |= {"temperature": answer.temperature} if answer.temperature is not None else {}
+            details |= {"retries": retry, "resent": resent}
             details |= {"request": answer.request} if answer.request else {}
             so_far = answer.text or so_far
             if answer.stop not in ("length", "repetition"):
                 break
+        if answer.stop == "deadline":
+            self._service.excuse(until)
         if self._keep_raw:
             details["raw"] = answer.text
         if answer.stop == "end":
@@ -255,12 +263,14 @@ class OpenAiEngine:
             details["warnings"] = list(output.warnings)
         return PageText(page.width, page.height, lines=output.lines, markdown=output.markdown, details=details)
 
-    def _complete(self, image: str, temperature: float, until: float) -> Answer:
+    def _complete(self, image: str, temperature: float, until: Deadline) -> Answer:
         """One request. Raises: Answered, Broken, httpx.RequestError."""
         while True:
             body = self._body(image, temperature)
             try:
-                return self._stream(body, until)
+                answer = self._stream(body, until.at)
+                answer.temperature = body.get("temperature")
+                return answer
             except Answered as error:
                 if error.status not in (400, 422) or not self._drop(error.body, body):
                     raise
@@ -287,8 +297,9 @@ class OpenAiEngine:
 
     def _drop(self, said: str, body: dict[str, Any]) -> bool:
         """Leaves out from now on what the server says it doesn't take; whether anything changes by that."""
-        named = {name for name in _OPTIONAL if name in body and name in said}
-        if "max_tokens" in body and "max_completion_tokens" in said:
+        words = _named(said)
+        named = {name for name in _OPTIONAL if name in body and name in words}
+        if "max_tokens" in body and "max_completion_tokens" in words:
             named.add("max_tokens")
         with self._dropping:
             new = named - self._dropped
@@ -312,13 +323,11 @@ class OpenAiEngine:
                     answer.text = _whole(_take(answer, _json(response.read())))  # a server that doesn't stream
                 else:
                     self._follow(answer, response, until)
-            except httpx.ReadTimeout:
-                if self._clock.now() + 0.05 < until:
-                    raise
-                answer.stop = "deadline"
-            except httpx.RequestError:
+            except httpx.RequestError as error:
                 if answer.stop is None:  # else only the count of tokens is lost
-                    raise
+                    if not isinstance(error, httpx.ReadTimeout) or self._clock.now() + 0.05 < until:
+                        raise
+                    answer.stop = "deadline"
         if answer.stop is None:
             raise Broken(f"the stream broke off after {len(answer.text):,} characters")
         if answer.stop in ("end", "length") and repeating_tail(answer.text) is not None:
@@ -356,6 +365,22 @@ class OpenAiEngine:
         except (httpx.RequestError, Answered, Broken):
             return False
         return True
+
+
+def _named(said: str) -> set[str]:
+    """Words of a refusal, without what it sends back of the request: OpenAI's `error.message`, FastAPI's `detail`, as
+    text or as pydantic's list of errors, which vLLM writes into its message, each with the refused `input`."""
+    try:
+        refusal: Any = json.loads(said)
+    except ValueError:
+        refusal = said
+    error = refusal.get("error", refusal) if isinstance(refusal, dict) else refusal
+    told = [error.get(name) for name in ("message", "param", "detail")] if isinstance(error, dict) else [error]
+    texts: list[str] = []
+    for part in told:
+        for each in part if isinstance(part, list) else [part]:
+            texts.append(str([each.get("loc"), each.get("msg")] if isinstance(each, dict) else each or ""))
+    return {word for text in texts for word in re.findall(r"\w+", _ECHO.split(text)[0])}
 
 
 def _data_uri(page: PageImage, max_pixels: int | None) -> str:

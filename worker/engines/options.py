@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from worker.errors import BadRequest
+from worker.remote import CALL_SHARE, Patience
 
-_SECRET = re.compile(r"(?:^|_)(?:key|token|password|secret)$", re.IGNORECASE)
+_SECRET = re.compile(r"api[-_]?key|authorization|credential|passw|secret|token$|(?:^|[-_])key$", re.IGNORECASE)
 
 
 def refuse_secrets(options: Mapping[str, Any]) -> None:
@@ -22,6 +24,20 @@ def refuse_secrets(options: Mapping[str, Any]) -> None:
                 f"option {name!r} looks like a secret, and a run's options are stored in the clear: set it in the "
                 "environment instead (see `pagefleet engines`)"
             )
+        if _holds_secret(str(value)):
+            raise BadRequest(
+                f"option {name!r} must be an address alone, without a user or a query: a run's options are stored in "
+                "the clear, and a key goes into the environment instead (see `pagefleet engines`)"
+            )
+
+
+def _holds_secret(value: str) -> bool:
+    """Whether it is an address with more in it than a place."""
+    try:
+        parts = urlsplit(value.strip())
+    except ValueError:
+        return False
+    return bool(parts.scheme and parts.netloc and ("@" in parts.netloc or parts.query or parts.fragment))
 
 
 class Taker:
@@ -62,6 +78,13 @@ class Taker:
         if value not in ("yes", "no", "true", "false", "1", "0"):
             raise self._wrong(name, value, "yes or no")
         return value in ("yes", "true", "1")
+
+    def patience(self, timeout: float, *, attempts: int, deadline: float) -> Patience:
+        """Of the options `attempts` and `page_deadline`, where a call of the engine may take `timeout` seconds."""
+        deadline = self.number("page_deadline", deadline, 0.001)
+        if deadline >= timeout:
+            raise self._wrong("page_deadline", f"{deadline:g}", f"less than the {timeout:g} s of `engine_timeout`")
+        return Patience(self.integer("attempts", attempts, 1), deadline=deadline, call=CALL_SHARE * timeout)
 
     def done(self) -> None:
         if unknown := sorted(self._options):

@@ -14,14 +14,14 @@ from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from worker.contract import Line, Point
 from worker.engines import EngineSettings, PageImage, PageText
 from worker.engines.options import Taker
 from worker.errors import BadRequest
 from worker.layout.text import escape
-from worker.remote import Clock, PageRefused, Patience, RateLimit, Service, Unavailable, check, request_id
+from worker.remote import Clock, Deadline, PageRefused, RateLimit, Service, Unavailable, check, request_id
 
 if TYPE_CHECKING:
     import httpx
@@ -38,6 +38,14 @@ LONGEST_SIDE = 8000  # well within its 100 million pixels a page
 JPEG_QUALITY = 95
 
 
+def _or_none(value: Any, parse: ValidatorFunctionWrapHandler) -> Any:
+    """Nothing in place of what makes no sense: the rest of the answer has been paid for, too."""
+    try:
+        return parse(value)
+    except ValidationError:
+        return None
+
+
 class _Vertex(BaseModel):
     x: FiniteFloat = 0.0
     y: FiniteFloat = 0.0
@@ -49,15 +57,15 @@ class _Box(BaseModel):
 
 class _Word(BaseModel):
     text: str
-    confidence: Annotated[float, Field(ge=0, le=1)] | None = None
-    box: Annotated[_Box, Field(alias="boundingBox")]
+    confidence: Annotated[Annotated[float, Field(ge=0, le=1)] | None, WrapValidator(_or_none)] = None
+    box: Annotated[_Box | None, WrapValidator(_or_none), Field(alias="boundingBox")] = None
 
 
 class _Page(BaseModel):
     width: Annotated[float, Field(gt=0)]
     height: Annotated[float, Field(gt=0)]
     text: str = ""  # all words, in rows
-    words: list[_Word]
+    words: list[_Word] = []
 
 
 class _Answer(BaseModel):
@@ -91,8 +99,7 @@ class UpstageEngine:
         self._price = taker.number("price_per_page", 0.0)
         self._rate = RateLimit(taker.number("rate", REQUESTS_PER_SECOND, 0.01), clock=clock)
         secret = taker.text("key_secret")
-        deadline = taker.number("page_deadline", min(500.0, 0.8 * settings.timeout), 0.001)
-        patience = Patience(attempts=taker.integer("attempts", 6, 1), deadline=deadline)
+        patience = taker.patience(settings.timeout, attempts=6, deadline=min(500.0, 0.8 * settings.timeout))
         base_url, timeout = taker.text("base_url") or BASE_URL, taker.number("timeout", TIMEOUT, 0.001)
         taker.done()
         key = _read_secret(secret) if secret else settings.api_keys.get(KEY)
@@ -109,6 +116,7 @@ class UpstageEngine:
             clock=clock or Clock(),
         )
         self._billed = 0
+        self._answered = 0  # requests
         self._counting = threading.Lock()
 
     def read(self, pages: Sequence[PageImage]) -> list[PageText]:
@@ -125,7 +133,12 @@ class UpstageEngine:
         details: dict[str, Any] = {"model": self.model} | ({"unit": "word"} if self._by_word else {})
         try:
             data, kind = _encoded(page)
-            response, resent = self._service.ask(partial(self._send, data, kind), self._service.until())
+            before = self._answered
+            response, resent = self._service.ask(
+                partial(self._send, data, kind),
+                self._service.until(),
+                alive=lambda: self._answered > before,  # by others: there is nothing to ask that isn't paid for
+            )
             request = request_id(response.headers)
             details |= {"request": request} if request else {}
             details["resent"] = resent
@@ -140,17 +153,20 @@ class UpstageEngine:
         self._count(answer, details)
         return self._text(page, answer.pages[0], details)
 
-    def _send(self, data: bytes, kind: str, until: float) -> httpx.Response:
+    def _send(self, data: bytes, kind: str, until: Deadline) -> httpx.Response:
         """One request. Raises: Answered, httpx.RequestError."""
         self._rate.wait()
-        return check(
+        response = check(
             self._service.http.post(
                 f"{self._service.base_url}/document-digitization",
                 files={"document": (f"page.{kind}", data, f"image/{kind}")},
                 data={"model": self.model},
-                timeout=self._service.timeouts(until),
+                timeout=self._service.timeouts(until.at),
             )
         )
+        with self._counting:
+            self._answered += 1
+        return response
 
     def _count(self, answer: _Answer, details: dict[str, Any]) -> None:
         """What the page has cost, and which model read it."""
@@ -167,7 +183,8 @@ class UpstageEngine:
             lines = [_line([word], page, read) for word in read.words]
             text = "\n".join(escape(row.strip()) for row in rows)
             return PageText(page.width, page.height, lines=lines, markdown=text, details=details)
-        lines = [_line(words, page, read) for words in _in_rows(read.words, rows)]
+        grouped, left = _in_rows(read.words, rows)
+        lines = [_line(words, page, read) for words in grouped] + [Line(text=row) for row in left]
         return PageText(page.width, page.height, lines=lines, details=details)
 
 
@@ -188,22 +205,27 @@ def _encoded(page: PageImage) -> tuple[bytes, str]:
     raise PageRefused(f"a page of {page.width}x{page.height} takes more than the 50 MB that Upstage accepts")
 
 
-def _in_rows(words: list[_Word], rows: list[str]) -> list[list[_Word]]:
-    """Words by the rows of the page's text, which holds the same words in the same order; each by itself if not."""
+def _in_rows(words: list[_Word], rows: list[str]) -> tuple[list[list[_Word]], list[str]]:
+    """Words by the rows of the page's text, which holds the same words in the same order, each by itself if not; and
+    what of the text comes after the last word."""
     left = iter(words)
     grouped = []
+    after: list[str] = []
     for row in rows:
         taken: list[_Word] = []
         rest = row.strip()
         while rest:
             word = next(left, None)
-            if word is None or not word.text or not rest.startswith(word.text):
-                return [[word] for word in words]
+            if word is None:
+                after.append(rest)
+                break
+            if not word.text or not rest.startswith(word.text):
+                return [[word] for word in words], []
             taken.append(word)
             rest = rest[len(word.text) :].lstrip()
         if taken:
             grouped.append(taken)
-    return grouped if next(left, None) is None else [[word] for word in words]
+    return (grouped, after) if next(left, None) is None else ([[word] for word in words], [])
 
 
 def _line(words: list[_Word], page: PageImage, read: _Page) -> Line:
@@ -220,12 +242,13 @@ def _line(words: list[_Word], page: PageImage, read: _Page) -> Line:
 
 def _outline(words: list[_Word], page: PageImage, read: _Page) -> list[Point] | None:
     """The rectangle around words that lies as they do, clockwise from its top left; one word's own corners. In pixels
-    of the page, whatever size Upstage has seen it in."""
-    if any(len(word.box.vertices) != 4 for word in words):
+    of the page, whatever size Upstage has seen it in. None where no word has a place."""
+    boxes = [word.box.vertices for word in words if word.box and len(word.box.vertices) == 4]
+    if not boxes:
         return None
     across, down = page.width / read.width, page.height / read.height
-    points = [(corner.x * across, corner.y * down) for word in words for corner in word.box.vertices]
-    if len(words) > 1:
+    points = [(corner.x * across, corner.y * down) for box in boxes for corner in box]
+    if len(boxes) > 1:
         (x0, y0), (x1, y1) = points[0], points[-3]  # top left of the first word, top right of the last
         length = math.hypot(x1 - x0, y1 - y0) or 1.0
         ux, uy = (x1 - x0) / length, (y1 - y0) / length  # along the line; (-uy, ux) is down
@@ -236,28 +259,34 @@ def _outline(words: list[_Word], page: PageImage, read: _Page) -> list[Point] | 
 
 
 def _read_secret(arn: str) -> str:
-    """The key that a secret holds, plain or as JSON with the field UPSTAGE_API_KEY. Raises: BadRequest, Unavailable."""
+    """The key that a secret holds, plain or as JSON with the field UPSTAGE_API_KEY.
+
+    Raises: BadRequest, or Unavailable where a later attempt may succeed.
+    """
     import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     parts = arn.split(":")
     if len(parts) < 7 or parts[2] != "secretsmanager":
         raise BadRequest(f"key_secret must be the ARN of a secret in AWS Secrets Manager, not {arn!r}")
     try:
-        held = str(boto3.client("secretsmanager", region_name=parts[3]).get_secret_value(SecretId=arn)["SecretString"])
+        answer = boto3.client("secretsmanager", region_name=parts[3]).get_secret_value(SecretId=arn)
     except ClientError as error:
         code = error.response["Error"]["Code"]
         message = f"the secret {arn} cannot be read: {code}"
         if code in ("ThrottlingException", "InternalServiceError"):
             raise Unavailable(message) from error
         raise BadRequest(f"{message}; does it exist, has it a value, and may this worker's role read it?") from error
-    except (BotoCoreError, KeyError) as error:
+    except NoCredentialsError as error:
+        raise BadRequest(f"the secret {arn} cannot be read: there are no AWS credentials here") from error
+    except BotoCoreError as error:
         raise Unavailable(f"the secret {arn} cannot be read: {error}") from error
+    held = str(answer.get("SecretString", ""))  # none of a binary one
     try:
         fields = json.loads(held)
     except ValueError:
-        return held.strip()
+        fields = {KEY: held}
     key = fields.get(KEY) if isinstance(fields, dict) else None
-    if not isinstance(key, str) or not key:
-        raise BadRequest(f"the secret {arn} must hold the key alone, or JSON with the field {KEY}")
-    return key
+    if not isinstance(key, str) or not key.strip():
+        raise BadRequest(f"the secret {arn} must hold the key alone, as text, or JSON with the field {KEY}")
+    return key.strip()

@@ -10,15 +10,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from worker.beside import Beside
+from worker.beside import Beside, ServerLost
 from worker.engines import EngineSettings
 from worker.engines.openai_server import Answer, OpenAiEngine
 from worker.errors import BadRequest
-from worker.remote import Clock
+from worker.remote import Clock, Deadline, PageRefused, Unavailable
 from worker.settings import API_KEYS
 
 START_SECONDS = 1200.0  # the weights' download included
-RESTART_SECONDS = 240.0  # a page in hand waits that long for the server to come back: less than the engine's timeout
 
 
 class VllmEngine(OpenAiEngine):
@@ -62,25 +61,50 @@ class VllmEngine(OpenAiEngine):
         self._server.stop()
         super().close()
 
-    def _complete(self, image: str, temperature: float, until: float) -> Answer:
+    def _complete(self, image: str, temperature: float, until: Deadline) -> Answer:
         """As of any server; but the time in which it is started again is not the page's, and a page that it may have
-        died of is asked alone, so that no other page is blamed."""
+        died of is asked alone, so that no other page is blamed.
+
+        Raises: ServerLost or Unavailable, too, where the call's time is up before its turn comes.
+        """
         import httpx
 
-        asked = self._clock.now()
-        with self._lane.enter(alone=getattr(self._suspect, "image", None) is image):
-            self._server.wait(RESTART_SECONDS)
-            try:
-                answer = super()._complete(image, temperature, until + self._clock.now() - asked)
-            except httpx.ConnectError:
-                self._server.settle(RESTART_SECONDS)
-                answer = super()._complete(image, temperature, until + self._clock.now() - asked)
-            except (httpx.NetworkError, httpx.RemoteProtocolError):
-                self._suspect.image = image
-                self._server.settle(RESTART_SECONDS)  # before the next page's turn
-                raise
-        self._suspect.image = None
-        return answer
+        came = self._clock.now()
+        alone = getattr(self._suspect, "image", None) is image
+        with self._lane.enter(alone=alone, seconds=self._left(until)):
+            self._server.wait(self._left(until))
+            until.extend(self._clock.now() - came)
+            unheard = False
+            while True:
+                try:
+                    answer = super()._complete(image, temperature, until)
+                    self._suspect.image = None
+                    return answer
+                except httpx.ConnectError:
+                    if unheard:
+                        raise
+                    unheard = True  # it had died before
+                    self._settle(until)
+                except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+                    self._suspect.image = image
+                    try:
+                        self._settle(until)  # before the next page's turn
+                    except ServerLost:
+                        if alone and not self._left(until):
+                            raise PageRefused(f"the server dies of the page, which it had alone: {error}") from error
+                        raise
+                    raise
+
+    def _settle(self, until: Deadline) -> None:
+        broke = self._clock.now()
+        try:
+            self._server.settle(self._left(until))
+        finally:
+            until.extend(self._clock.now() - broke)
+
+    def _left(self, until: Deadline) -> float:
+        """Seconds in which a page may still wait for the server, or for its turn."""
+        return max(0.0, until.latest - self._clock.now())
 
 
 class _Lane:
@@ -92,13 +116,15 @@ class _Lane:
         self._alone = 0  # who are or want to be
 
     @contextmanager
-    def enter(self, *, alone: bool) -> Iterator[None]:
+    def enter(self, *, alone: bool, seconds: float) -> Iterator[None]:
+        """Raises: Unavailable where that isn't possible within so many seconds."""
         with self._changed:
-            if alone:
-                self._alone += 1
-                self._changed.wait_for(lambda: self._together == 0)
-            else:
-                self._changed.wait_for(lambda: self._alone == 0)
+            self._alone += alone
+            free = (lambda: self._together == 0) if alone else (lambda: self._alone == 0)
+            if not self._changed.wait_for(free, seconds):
+                self._alone -= alone
+                self._changed.notify_all()
+                raise Unavailable(f"the server is busy with pages that it may have died of, for {seconds:.0f} s by now")
             self._together += 1
         try:
             yield
