@@ -30,7 +30,7 @@ from jobs import dataset as datasets
 from jobs.cli import main
 from jobs.dataset import DatasetRequest, check_licence, labels_schema, plan_dataset
 from tests.conftest import draw, image, worker_environment
-from tests.faults.services import Asked
+from tests.faults.services import Asked, faulty_service, json_reply, stream
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, pagefleet
 from tests.worker.test_engine_upstage import answer as upstage_answer
@@ -259,7 +259,12 @@ class TestRefusals:
         for engine in (
             ("hunyuan",),
             ("openai", "preset=hunyuan"),
-            ("vllm", "model=tencent/HunyuanOCR"),
+            ("vllm", "model=tencent/HunyuanOCR/"),
+            ("openai", "model=HunyuanOCR"),
+            ("lighton", "model=/models/hunyuanOCR/"),
+            ("trocr", "model=hub/models--tencent--HunyuanOCR/snapshots/449e7d4"),
+            ("trocr", "model=tencent/HunyuanOCR@449e7d4"),
+            ("vllm", "model=a", "command=vllm serve s3://models/HunyuanOCR --port {port}"),
             (COLOUR[1], "fallback=hunyuan-1.0"),
         ):
             options = (f"--engine-option={option}" for option in engine[1:])
@@ -275,6 +280,24 @@ class TestRefusals:
         assert recorded.startswith("hunyuan: Tencent Hunyuan Community License")
         schema = pq.read_schema(here / "runs/train/train_pseudo_labels.parquet")
         assert json.loads(schema.metadata[b"pagefleet"])["accepted_licence"] == recorded
+
+    def test_a_server_whose_only_model_forbids_it(self, here: Path) -> None:
+        draw(here / "a.png")
+        write_set(here / "train.parquet", {"image_path": ["a.png"]})
+        with faulty_service(
+            lambda *_: stream(["read"]), lambda: json_reply({"data": [{"id": "tencent/HunyuanOCR"}]})
+        ) as service:
+            asked = ("--engine", "openai", "--engine-option", f"base_url={service.url}", "--no-report")
+            done = invoke("run", "--dataset", "train.parquet", *asked)
+            assert done.exit_code != 0
+            assert "tencent/HunyuanOCR, which openai would read with, must not label data" in done.stderr
+            assert "start a new run with another model" in done.stderr
+            assert service.asked == []
+            shutil.rmtree(here / "runs")
+            assert invoke("run", "--dataset", "train.parquet", *asked, "--accept-licence").exit_code == 0
+            assert len(service.asked) == 1
+        recorded = json.loads((here / "runs/train/run.json").read_text())["dataset"]["accepted_licence"]
+        assert recorded == "of whichever model reads"
 
     def test_concurrency_is_for_engines_that_send_requests(self, here: Path) -> None:
         write_set(here / "train.parquet", {"image_path": ["a.png"]})
