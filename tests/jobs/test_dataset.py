@@ -261,6 +261,7 @@ class TestRefusals:
             ("openai", "preset=hunyuan"),
             ("vllm", "model=tencent/HunyuanOCR/"),
             ("openai", "model=HunyuanOCR"),
+            ("openai", "model=hf.co/someone/HunyuanOCR-GGUF:Q8_0"),
             ("lighton", "model=/models/hunyuanOCR/"),
             ("trocr", "model=hub/models--tencent--HunyuanOCR/snapshots/449e7d4"),
             ("trocr", "model=tencent/HunyuanOCR@449e7d4"),

@@ -66,11 +66,17 @@ _NAMING = ("preset", "model", "fallback", "command", "server_args")  # options t
 def presets_of(engine: str, options: Mapping[str, Any]) -> list[Preset]:
     """Those whose weights may read: the engine's own, those that it has a server run, and those that it falls back to.
 
-    Weights are known by their name, in whatever folder, repository or server they lie.
+    Weights are known by their name, in whatever folder, repository or server they lie and whatever is added to it:
+    `hf.co/someone/HunyuanOCR-GGUF:Q8_0` are HunyuanOCR's.
     """
     named = " ".join([engine, *(str(options.get(option, "")) for option in _NAMING)]).lower()
-    parts = set(re.split(r"[\s/@=]|--", named))  # `--` parts the names of folders in the hub's cache
-    return [preset for preset in PRESETS.values() if {preset.name, preset.hub_id.rpartition("/")[2].lower()} & parts]
+    words = set(re.split(r"[\s/@=:]", named))
+
+    def is_named(preset: Preset) -> bool:
+        weights = re.escape(preset.hub_id.rpartition("/")[2].lower())
+        return preset.name in words or re.search(f"(?<![a-z0-9]){weights}(?![a-z0-9])", named) is not None
+
+    return [preset for preset in PRESETS.values() if is_named(preset)]
 
 
 def forbidden_to_label(engine: str, options: Mapping[str, Any]) -> Preset | None:
