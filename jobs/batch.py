@@ -39,7 +39,7 @@ from jobs.stack import JobDefinition, Stack
 from jobs.wording import plural
 from worker.contract import Options, Record, RunPaths
 from worker.engines import ENGINES
-from worker.engines.presets import PRESETS, licence_of
+from worker.engines.presets import PRESETS, presets_of
 from worker.errors import DocumentError, TryAgain
 from worker.storage import NotFound, Storage
 
@@ -298,13 +298,14 @@ def input_uri(stack: Stack, key: str) -> str:
 
 
 def _licence_warnings(stack: Stack, request: Request) -> list[str]:
-    licence = licence_of(request.engine, request.options.engine_options)
-    if licence is None or stack.region not in licence.excluded_regions:
-        return []
-    return [
-        f"stack {stack.stack} is in {stack.region}, and {request.engine}'s licence ({licence.name}) says: "
-        f"{licence.limits}. Use a stack elsewhere, or another engine, unless you have an agreement of your own"
-    ]
+    for preset in presets_of(request.engine, request.options.engine_options):
+        if stack.region in preset.licence.excluded_regions:
+            return [
+                f"stack {stack.stack} is in {stack.region}, and {preset.name}'s licence ({preset.licence.name}) says: "
+                f"{preset.licence.limits}. Use a stack elsewhere, or another engine, unless you have an agreement of "
+                "your own"
+            ]
+    return []
 
 
 def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str) -> None:

@@ -36,14 +36,16 @@ from worker.storage import Storage, uri_path
 
 PAGES = 50  # read unless told otherwise; a Letter page of 200 DPI takes 11 MB while it waits
 SAMPLES = Path(__file__).parent.parent / "samples"  # where the project is installed from its repository
+ELSEWHERE = ("openai", "upstage")  # engines of which this machine's price tells nothing: their server may be anywhere
 DMI = Path("/sys/class/dmi/id")
 
 
 class Price(Record):
-    """Of the machine that was measured."""
+    """Of the machine that was measured, and of the service that reads."""
 
-    usd_per_hour: float
+    usd_per_hour: float | None = None
     usd_per_1000_pages: float
+    charged_usd_per_1000_pages: float | None = None  # of that, by the service
     spot_usd_per_1000_pages: float | None = None  # at the usual share of the price on demand
     source: str
 
@@ -108,7 +110,7 @@ def bench(storage: Storage, request: Request, on_pages: Callable[[int, int], Non
         options=_engine_options(request),
         api_keys=Settings.from_environment(os.environ).api_keys,
     )
-    inputs = list(find_inputs(storage, request.inputs or _samples(), warnings=notes))
+    inputs = list(find_inputs(storage, request.inputs or _samples(), warnings=[]))  # true texts lie among them
     engine = build_engine(request.engine, settings)
     try:
         documents = list(_decode(storage, inputs, request, engine.longest_side, notes))
@@ -134,7 +136,7 @@ def bench(storage: Storage, request: Request, on_pages: Callable[[int, int], Non
         model=engine.model,
         revision=engine.revision,
         options=settings.options,
-        device=_device(told.get("device", "cpu")),
+        device=_device(told.get("device", "cpu" if request.engine == "rapidocr" else "not told")),
         machine=_machine(settings.threads),
         versions=versions() | told.get("versions", {}),
         pages=len(texts),
@@ -149,7 +151,7 @@ def bench(storage: Storage, request: Request, on_pages: Callable[[int, int], Non
         peak_gpu_memory_mib=_peak_gpu_memory(),
         character_error_rate=round(error_rate(rates), 5) if rates else None,
         documents_with_truth=len(rates),
-        price=price(pace) if price else None,
+        price=_with_service(price(pace) if price else None, request, texts, notes),
         notes=notes,
     )
 
@@ -207,6 +209,39 @@ def _at(pace: float, usd_per_hour: float, source: str, *, spot: bool) -> Price:
         spot_usd_per_1000_pages=round(usd * SPOT_SHARE, 9) if spot else None,
         source=source,
     )
+
+
+def _with_service(price: Price | None, request: Request, texts: Sequence[PageText], notes: list[str]) -> Price | None:
+    """With what a service has charged, as far as its engine tells; none where the machine's alone would mislead."""
+    if request.engine not in ELSEWHERE:
+        return price
+    notes.append("the call that warms up is not in the figures: a server that charges for pages charges for it too")
+    costs = [text.details["cost"] for text in texts if text.details and "cost" in text.details]
+    if costs:
+        charged = sum(costs) / len(texts) * 1000
+        machine = price or Price(usd_per_1000_pages=0, source="this machine not counted")
+        spot = machine.spot_usd_per_1000_pages
+        return Price(
+            usd_per_hour=machine.usd_per_hour,
+            usd_per_1000_pages=round(machine.usd_per_1000_pages + charged, 9),
+            charged_usd_per_1000_pages=round(charged, 9),
+            spot_usd_per_1000_pages=None if spot is None else round(spot + charged, 9),
+            source=f"what is charged; {machine.source}",
+        )
+    if price and request.engine == "openai" and request.usd_per_hour is not None:
+        return price
+    if price:
+        notes.append(f"no price is told: {missing_price(request.engine)}")
+    return None
+
+
+def missing_price(engine: str) -> str:
+    """What to give to be told one."""
+    if engine == "upstage":
+        return "give what Upstage charges you, --engine-option price_per_page=N"
+    if engine == "openai":
+        return "give --hourly-usd of the machine that the server runs on"
+    return "give --hourly-usd, or --instance on EC2"
 
 
 def instance_type() -> str | None:

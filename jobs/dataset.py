@@ -24,7 +24,7 @@ from jobs.results import RunFolder
 from worker import __version__
 from worker.contract import Dataset, Task
 from worker.dataset import ParquetSet, column_kind, image_uri, is_text, row_uri
-from worker.engines.presets import PRESETS
+from worker.engines.presets import forbidden_to_label
 from worker.errors import BadRequest, DocumentError
 from worker.labels import part_schema, tables
 from worker.storage import NotFound, Storage, file_errors
@@ -135,15 +135,9 @@ def check_licence(engine: str, options: Mapping[str, Any], *, accept: bool) -> s
 
     Raises: UsageError where it was not accepted.
     """
-    named = {name.lower() for name in (engine, *(str(options.get(key)) for key in ("preset", "model", "fallback")))}
-    forbidding = [
-        preset
-        for preset in PRESETS.values()
-        if preset.licence.forbids_training_on_output and {preset.name, preset.hub_id.lower()} & named
-    ]
-    if not forbidding:
-        return None
-    preset = forbidding[0]
+    preset = forbidden_to_label(engine, options)
+    if preset is None:  # as far as names tell: of a server that chooses the model itself, the worker learns it
+        return "of whichever model reads" if accept else None
     if not accept:
         raise UsageError(
             f"{preset.name} must not label data that other models are trained on ({preset.licence.name}: "

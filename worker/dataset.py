@@ -11,6 +11,7 @@ import os
 import posixpath
 import tempfile
 import threading
+import weakref
 from bisect import bisect_right
 from collections import deque
 from functools import lru_cache
@@ -60,11 +61,12 @@ class ParquetSet:
 
     def fingerprint(self) -> str:
         """Of its footer, which holds the schema and sizes, places and statistics of all columns, and of samples."""
-        size = self._file.seek(0, os.SEEK_END)
+        size = self._file.seek(-8, os.SEEK_END) + 8
+        footer = int.from_bytes(self._file.read(4), "little")  # the file ends in its length and "PAR1"
+        self._file.seek(size - 8 - footer)
+        told = hashlib.blake2b(f"{size} ".encode() + self._file.read(footer), digest_size=16)
         last = max(0, size - SAMPLE)
-        places = [*(last * number // SAMPLES for number in range(SAMPLES)), last]
-        told = hashlib.blake2b(f"{size} {self.parquet.metadata.to_dict()}".encode(), digest_size=16)
-        for place in sorted(set(places)):
+        for place in sorted({last * number // SAMPLES for number in range(SAMPLES + 1)}):
             self._file.seek(place)
             told.update(self._file.read(SAMPLE))
         return told.hexdigest()
@@ -179,6 +181,7 @@ class _Column:
     def __init__(self, storage: Storage, dataset: str, column: str) -> None:
         self.of = (dataset, column)
         self._set = ParquetSet(storage, dataset)
+        weakref.finalize(self, self._set.close)  # a storage, which holds us, has no end of its own
         groups = [self._set.parquet.metadata.row_group(number).num_rows for number in range(self._group_count)]
         self._starts = [sum(groups[:number]) for number in range(len(groups))]
         self._kept: deque[tuple[int, Any]] = deque(maxlen=KEPT)
@@ -186,7 +189,7 @@ class _Column:
         self._next = -1  # row that the next batch begins with; nothing is begun
 
     def value(self, row: int) -> Any:
-        """Raises: DocumentError where there is no such row, or it is damaged."""
+        """Raises: DocumentError where there is no such row, or it is damaged; BadRequest where the file is another."""
         import pyarrow as pa
 
         dataset, column = self.of
@@ -209,12 +212,13 @@ class _Column:
                 self._next += len(values)
         except (pa.ArrowException, OSError, StopIteration) as error:
             self._next = -1
-            raise DocumentError(FailureCode.CORRUPT, f"row {row} of {dataset} cannot be read: {error}") from error
+            why = str(error) or "its group ends before it"
+            raise DocumentError(FailureCode.CORRUPT, f"row {row} of {dataset} cannot be read: {why}") from error
+        except BaseException:  # of storage: the reader has ended with it
+            self._next = -1
+            raise
         start, values = self._kept[-1]
         return values[row - start].as_py()
-
-    def __del__(self) -> None:
-        self._set.close()  # a storage, which holds us, has no end of its own
 
     @property
     def _group_count(self) -> int:

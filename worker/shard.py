@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from worker.contract import ExitCode, FailureCode, Marker, Options, Run, RunPaths, Task
 from worker.engines import Engine, EngineSettings, build_engine
+from worker.engines.presets import forbidden_to_label
 from worker.errors import BadRequest, DocumentError, TryAgain
 from worker.labels import write_part
 from worker.marker import InFlight, read_marker
@@ -118,10 +119,12 @@ def _read_tasks(
         tasks = [task for task in tasks if not ended.by_receipt(task)]
     if not tasks:
         return ExitCode.OK  # without building an engine for nothing
+    engine = _engine(run.engine, settings, run.options)
+    _check_licence(run, engine)
     job = Job(
         settings=settings,
         options=run.options,
-        engine=_engine(run.engine, settings, run.options),
+        engine=engine,
         engine_name=run.engine,
         storage=storage,
         places=RunPlaces(paths),
@@ -198,6 +201,20 @@ def _engine(name: str, settings: Settings, options: Options) -> Engine:
             api_keys=settings.api_keys,
         ),
     )
+
+
+def _check_licence(run: Run, engine: Engine) -> None:
+    """Raises: BadRequest where the model must not label data. What a server holds is known only now."""
+    if run.dataset is None or run.dataset.accepted_licence:
+        return
+    preset = forbidden_to_label(run.engine, run.options.engine_options | {"model": engine.model})
+    if preset:
+        engine.close()
+        raise BadRequest(
+            f"{engine.model}, which {run.engine} would read with, must not label data that other models are trained on "
+            f"({preset.licence.name}: {preset.licence.limits}): start a new run with another model; or, where the "
+            "labels are for something else or its owner allows it, with --accept-licence"
+        )
 
 
 def _read(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> ExitCode:

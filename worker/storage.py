@@ -331,7 +331,7 @@ class S3Storage:
         head = self._call(uri, lambda: self._client.head_object(Bucket=bucket, Key=key))
 
         def read(start: int, size: int) -> bytes:
-            """Raises: NotFound where the object is another one by now."""
+            """Raises: BadRequest where the object is another one by now."""
             piece = f"bytes={start}-{start + size - 1}"
 
             def get() -> bytes:
@@ -550,6 +550,10 @@ def _translated(error: Any, uri: str) -> Exception:
     status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
     if code in ("NoSuchKey", "NoSuchBucket", "NotFound", "404") or status == 404:
         return NoBucket(uri) if code == "NoSuchBucket" else NotFound(uri)
+    if status == 412:  # only `open` asks on a condition that ends here
+        return BadRequest(
+            f"{uri} has been replaced while it was read: put the old one back and resume the run, or start a new one"
+        )
     if code in ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"):
         return Unavailable(f"{uri}: the AWS credentials have expired; sign in again, then resume the run")
     if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):

@@ -82,6 +82,8 @@ def _show(found: Bench) -> None:
 
 
 def _rows(found: Bench) -> list[tuple[str, str]]:
+    from jobs.bench import missing_price
+
     pages = f"{found.pages} ({found.failed_pages} failed, {found.blank_pages} blank ones left out)"
     rows = [
         ("engine", found.engine + "".join(f" {key}={value}" for key, value in found.options.items())),
@@ -105,5 +107,5 @@ def _rows(found: Bench) -> list[tuple[str, str]]:
         spot = "" if price.spot_usd_per_1000_pages is None else f", about {price.spot_usd_per_1000_pages:.3g} on Spot"
         rows.append(("$ per 1,000 pages", f"{price.usd_per_1000_pages:.3g}{spot} ({price.source})"))
     else:
-        rows.append(("$ per 1,000 pages", "give --hourly-usd, or --instance on EC2"))
+        rows.append(("$ per 1,000 pages", missing_price(found.engine)))
     return rows

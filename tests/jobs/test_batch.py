@@ -158,6 +158,8 @@ def test_a_model_that_may_not_be_used_where_the_stack_is_is_warned_of(deployed: 
         assert warning.startswith(f"stack dev is in {region}, and {engine}'s licence (Tencent Hunyuan")
         assert "not for use in the EU, the UK or South Korea" in warning
     assert warnings("eu-west-2", "openai:Engine", preset="hunyuan")
+    assert warnings("eu-west-2", "lighton", fallback="hunyuan")
+    assert warnings("eu-west-2", "vllm", model="s3://models/HunyuanOCR/")
     assert warnings("us-east-1", "hunyuan") == warnings("eu-west-1", "glm-ocr") == []
 
 

@@ -14,7 +14,9 @@ from jobs.cli import main
 from jobs.cost import INSTANCES, SPOT_SHARE
 from tests.assets import TINY_TROCR
 from tests.conftest import draw, draw_frames
+from tests.faults.services import faulty_service, json_reply, stream
 from tests.rendering import DISTINCT, draw_page, fresh_strings
+from tests.worker.test_engine_upstage import answer
 
 COLOUR = "tests.faults.engines:Colour"
 
@@ -63,6 +65,7 @@ def test_an_engine_that_reads_is_measured_with_its_errors_tokens_and_price(tmp_p
     assert found["versions"].keys() >= {"torch", "transformers", "rapidocr", "pagefleet"}  # type: ignore[attr-defined]
     assert (found["pages"], found["failed_pages"], found["documents_with_truth"]) == (2, 0, 2)
     assert found["character_error_rate"] < 0.02  # type: ignore[operator]
+    assert found["notes"] == []  # true texts are no documents that were passed over
     pace, tokens = float(found["pages_per_second"]), float(found["tokens_per_second"])  # type: ignore[arg-type]
     written = sum(len("".join(fresh_strings(4, seed, shortest=5, alphabet=DISTINCT))) for seed in (1, 2))
     assert tokens / pace == pytest.approx(written / 2, rel=0.02)
@@ -91,7 +94,7 @@ def test_the_table_says_the_same(pictures: Path) -> None:
     rows = dict(line.split("  ", 1) for line in done.stdout.splitlines())
     said = {name: value.strip() for name, value in rows.items()}
     assert said["engine"] == COLOUR
-    assert (said["model"], said["revision"], said["device"]) == ("colour-test", "1", "cpu")
+    assert (said["model"], said["revision"], said["device"]) == ("colour-test", "1", "not told")
     assert said["pages"] == "4 (1 failed, 1 blank ones left out)"
     assert said["tokens/s"] == "not told"
     assert said["character errors"] == "0.00% in 1 documents"
@@ -144,6 +147,44 @@ def test_what_can_not_be_measured_is_refused(pictures: Path, machine: Path, argu
     done = run(*inputs, *engine, *arguments)
     assert done.exit_code == 2, done.output
     assert message in done.output
+
+
+def test_a_price_counts_what_a_service_charges(tmp_path: Path, machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2, 3):
+        draw(tmp_path / f"in/{number}.png", size=(200, 100))
+    (machine / "sys_vendor").write_text("Amazon EC2\n")
+    (machine / "product_name").write_text("g6.xlarge\n")
+    monkeypatch.setenv("UPSTAGE_API_KEY", "up_test")
+    with faulty_service(lambda *_: json_reply(answer())) as service:
+        asked = [tmp_path / "in", "--engine", "upstage", "--engine-option", f"base_url={service.url}"]
+        asked += ["--engine-option", "rate=1000"]
+        found = told(*asked, "--engine-option", "price_per_page=0.002")
+        unknown = told(*asked)
+        table = run(*asked, "--hourly-usd", 1).stdout
+        assert len(service.asked) == 3 * 4
+    assert found["device"] == "not told"
+    assert any("warms up" in note for note in found["notes"])  # type: ignore[attr-defined]
+    price = found["price"]
+    assert isinstance(price, dict)
+    machines = INSTANCES["g6.xlarge"].on_demand / 3600 / float(found["pages_per_second"]) * 1000  # type: ignore[arg-type]
+    assert price["charged_usd_per_1000_pages"] == 2
+    assert price["usd_per_1000_pages"] == pytest.approx(2 + machines, rel=0.001)
+    assert price["spot_usd_per_1000_pages"] == pytest.approx(2 + SPOT_SHARE * machines, rel=0.001)
+    assert "price" not in unknown
+    assert "give what Upstage charges you" in unknown["notes"][-1]  # type: ignore[index]
+    assert "give what Upstage charges you" in table
+
+
+def test_this_machine_tells_no_price_of_a_server_elsewhere(pictures: Path, machine: Path) -> None:
+    (machine / "sys_vendor").write_text("Amazon EC2\n")
+    (machine / "product_name").write_text("g6.xlarge\n")
+    with faulty_service(lambda *_: stream(["read"])) as service:
+        asked = [pictures / "a.png", "--engine", "openai", "--engine-option", f"base_url={service.url}"]
+        found, given = told(*asked), told(*asked, "--hourly-usd", 0.9)
+    assert (found["device"], found["model"]) == ("not told", "tiny")
+    assert "price" not in found
+    assert "--hourly-usd of the machine that the server runs on" in found["notes"][-1]  # type: ignore[index]
+    assert given["price"]["usd_per_hour"] == 0.9  # type: ignore[index]
 
 
 def test_no_figure_is_given_where_nothing_was_read(pictures: Path) -> None:

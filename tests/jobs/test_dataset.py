@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -29,16 +30,16 @@ from jobs import dataset as datasets
 from jobs.cli import main
 from jobs.dataset import DatasetRequest, check_licence, labels_schema, plan_dataset
 from tests.conftest import draw, image, worker_environment
-from tests.faults.services import Asked
+from tests.faults.services import Asked, faulty_service, json_reply, stream
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, pagefleet
 from tests.worker.test_engine_upstage import answer as upstage_answer
 from tests.worker.test_worker import _wait_for
 from worker.contract import Page
-from worker.dataset import RowImages, row_uri
-from worker.errors import DocumentError
+from worker.dataset import ParquetSet, RowImages, row_uri
+from worker.errors import BadRequest, DocumentError
 from worker.labels import to_image
-from worker.storage import _Pieces, open_storage, path_uri
+from worker.storage import AccessDenied, _Pieces, open_storage, path_uri
 
 COLUMNS = [
     *("id", "split", "image_path", "image_filename", "width", "height"),
@@ -258,7 +259,13 @@ class TestRefusals:
         for engine in (
             ("hunyuan",),
             ("openai", "preset=hunyuan"),
-            ("vllm", "model=tencent/HunyuanOCR"),
+            ("vllm", "model=tencent/HunyuanOCR/"),
+            ("openai", "model=HunyuanOCR"),
+            ("openai", "model=hf.co/someone/HunyuanOCR-GGUF:Q8_0"),
+            ("lighton", "model=/models/hunyuanOCR/"),
+            ("trocr", "model=hub/models--tencent--HunyuanOCR/snapshots/449e7d4"),
+            ("trocr", "model=tencent/HunyuanOCR@449e7d4"),
+            ("vllm", "model=a", "command=vllm serve s3://models/HunyuanOCR --port {port}"),
             (COLOUR[1], "fallback=hunyuan-1.0"),
         ):
             options = (f"--engine-option={option}" for option in engine[1:])
@@ -275,6 +282,24 @@ class TestRefusals:
         schema = pq.read_schema(here / "runs/train/train_pseudo_labels.parquet")
         assert json.loads(schema.metadata[b"pagefleet"])["accepted_licence"] == recorded
 
+    def test_a_server_whose_only_model_forbids_it(self, here: Path) -> None:
+        draw(here / "a.png")
+        write_set(here / "train.parquet", {"image_path": ["a.png"]})
+        with faulty_service(
+            lambda *_: stream(["read"]), lambda: json_reply({"data": [{"id": "tencent/HunyuanOCR"}]})
+        ) as service:
+            asked = ("--engine", "openai", "--engine-option", f"base_url={service.url}", "--no-report")
+            done = invoke("run", "--dataset", "train.parquet", *asked)
+            assert done.exit_code != 0
+            assert "tencent/HunyuanOCR, which openai would read with, must not label data" in done.stderr
+            assert "start a new run with another model" in done.stderr
+            assert service.asked == []
+            shutil.rmtree(here / "runs")
+            assert invoke("run", "--dataset", "train.parquet", *asked, "--accept-licence").exit_code == 0
+            assert len(service.asked) == 1
+        recorded = json.loads((here / "runs/train/run.json").read_text())["dataset"]["accepted_licence"]
+        assert recorded == "of whichever model reads"
+
     def test_concurrency_is_for_engines_that_send_requests(self, here: Path) -> None:
         write_set(here / "train.parquet", {"image_path": ["a.png"]})
         done = invoke("run", "--dataset", "train.parquet", "--concurrency", "3")
@@ -290,6 +315,20 @@ class TestRefusals:
         shards = list(plan.by_shard())
         assert [task.row for tasks in shards for task in tasks] == list(range(101))
         assert list(map(len, shards)) == [11] * 9 + [2]
+
+    def test_columns_whose_statistics_python_has_no_words_for(self, here: Path) -> None:
+        path = here / "train.parquet"
+        last = pa.array([2**31 - 1], pa.int32()).cast(pa.date32())  # as PostgreSQL's "infinity" is written
+        soon = pa.array([1], pa.int64()).cast(pa.timestamp("ns"))
+        pq.write_table(pa.table({"image_path": ["a.png"], "until": last, "since": soon}), path)
+        with ParquetSet(open_storage(), path_uri(path)) as opened, pytest.raises(OverflowError):
+            opened.parquet.metadata.to_dict()
+        before = plan_dataset(open_storage(), DatasetRequest(path_uri(path)), COLOUR[1], {})
+        pq.write_table(pa.table({"image_path": ["a.png"], "until": last, "sinc3": soon}), path)
+        after = plan_dataset(open_storage(), DatasetRequest(path_uri(path)), COLOUR[1], {})
+        assert before.dataset
+        assert after.dataset
+        assert before.dataset.fingerprint != after.dataset.fingerprint
 
     def test_large_row_groups_of_images_are_told(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(datasets, "LARGE_GROUP", 1000)
@@ -439,6 +478,35 @@ class TestReading:
             images.fetch(row_uri(path_uri(path), "image", 3, ""), here)
         assert images.fetch(row_uri(path_uri(path), "image", 30, ""), here).size == 3000
 
+    def test_rows_after_one_that_storage_would_not_give_are_read(
+        self, here: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = write_set(here / "a.parquet", {"image": [random.randbytes(3000) for _ in range(40)]}, rows_per_group=20)
+        storage = open_storage()
+        images = RowImages(storage)
+        local, denied = storage.open(path_uri(path)), False
+
+        def read(start: int, size: int) -> bytes:
+            if denied:
+                raise AccessDenied("s3://inputs/a.parquet")
+            local.seek(start)
+            return local.read(size)
+
+        monkeypatch.setattr(storage, "open", lambda uri: _Pieces(read, path.stat().st_size))
+        address = partial(row_uri, "s3://inputs/a.parquet", "image", root="")
+        images.fetch(address(0), here)
+        denied = True
+        with pytest.raises(DocumentError, match=r"access to s3://inputs/a.parquet is denied"):
+            images.fetch(address(30), here)
+        denied = False
+        assert images.fetch(address(31), here).size == 3000
+        local.close()
+
+    def test_what_is_no_parquet_file_any_more_ends_the_run(self, here: Path) -> None:
+        (here / "a.parquet").write_bytes(b"PAR1" + bytes(40))
+        with pytest.raises(BadRequest, match="is not a parquet file, or is damaged"):  # and nothing besides
+            RowImages(open_storage()).fetch(row_uri(path_uri(here / "a.parquet"), "image", 3, ""), here)
+
     def test_of_an_object_in_s3_only_pieces_are_downloaded(
         self, s3: Any, here: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -465,9 +533,9 @@ class TestReading:
             assert file.read(3) == b"AR1"
             s3.put_object(Bucket="inputs", Key="한국어/a#b.parquet", Body=b"PAR1" * 10)
             file.seek(0)
-            with pytest.raises(DocumentError):
+            with pytest.raises(BadRequest, match=r"a#b\.parquet has been replaced while it was read: put the old one"):
                 file.read(4)
-        with pytest.raises(DocumentError, match=r"a#b\.parquet does not exist for S3"):  # through the parquet reader
+        with pytest.raises(BadRequest, match="has been replaced"):  # through the parquet reader
             images.fetch(row_uri("s3://inputs/한국어/a#b.parquet", "image", 3, "s3://inputs"), here)
         with pytest.raises(DocumentError, match="does not exist"):
             storage.open("s3://inputs/none.parquet")

@@ -20,13 +20,11 @@ from jobs.accuracy import bare, error_rate
 from jobs.cli import main
 from jobs.results import open_run
 from tests.assets import TINY_TROCR
-from tests.conftest import RunOnDisk
 from tests.rendering import DISTINCT, draw_page, draw_text, fresh_strings
-from worker.contract import Options, Result, Task
+from worker.contract import Result
 from worker.engines import EngineSettings, PageImage, build_engine
 from worker.engines.trocr import TrOcrEngine
 from worker.errors import BadRequest
-from worker.storage import path_uri
 
 strings = partial(fresh_strings, shortest=5, alphabet=DISTINCT)  # what the model knows well
 LINES = strings(6, seed=1)
@@ -175,35 +173,21 @@ def test_what_does_not_make_sense_is_refused(options: dict[str, str], message: s
         TrOcrEngine(settings(**options))
 
 
-def test_a_worker_reads_a_page_to_markdown(tmp_path: Path) -> None:
+def test_the_command_line_reads_pages_to_markdown(tmp_path: Path) -> None:
     lines = strings(9, seed=3)
     draw_page(lines, (640, 1100)).save(tmp_path / "page.png")
     draw_text(LINES[0], 4).save(tmp_path / "line.png")
-    tasks = [Task(uri=path_uri(tmp_path / name), name=name) for name in ("page.png", "line.png")]
-    run = RunOnDisk(
-        tmp_path / "run", [tasks], Options(engine_options={"model": str(TINY_TROCR), "device": "cpu"}), engine="trocr"
-    )
-    done = run.work()
-    assert done.returncode == 0, done.stderr
-    result = run.outcome(tasks[0])
-    assert isinstance(result, Result)
-    assert error_rate([(bare(result.extracted_markdown), "".join(lines))]) < 0.02
+    out = tmp_path / "run"
+    asked = ["run", str(tmp_path / "page.png"), str(tmp_path / "line.png"), "--out", str(out), "--engine", "trocr"]
+    options = ["--engine-option", f"model={TINY_TROCR}", "--engine-option", "device=cpu", "--no-report", "--json"]
+    done = CliRunner().invoke(main, [*asked, *options])
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["documents"]["ok"] == 2
+    read = {document.name: document for document in open_run(str(out)).documents()}
+    assert bare(read["line.png"].markdown) == LINES[0]
+    assert error_rate([(bare(read["page.png"].markdown), "".join(lines))]) < 0.02
+    result = Result.model_validate_json((out / "documents/page.png.json").read_text())
     assert (result.meta.engine, result.meta.model) == ("trocr", str(TINY_TROCR))
     assert "".join(line.text for line in result.pages[0].lines) == bare(
         result.extracted_markdown
     )  # layout ordered them
-    line = run.outcome(tasks[1])
-    assert isinstance(line, Result)
-    assert bare(line.extracted_markdown) == LINES[0]
-
-
-def test_the_command_line_reads_a_page(tmp_path: Path) -> None:
-    lines = strings(9, seed=4)
-    draw_page(lines, (640, 1100)).save(tmp_path / "page.png")
-    out = tmp_path / "run"
-    asked = ["run", str(tmp_path / "page.png"), "--out", str(out), "--engine", "trocr", "--no-report", "--json"]
-    done = CliRunner().invoke(main, [*asked, "--engine-option", f"model={TINY_TROCR}", "--engine-option", "device=cpu"])
-    assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["documents"]["ok"] == 1
-    (document,) = open_run(str(out)).documents()
-    assert error_rate([(bare(document.markdown), "".join(lines))]) < 0.02

@@ -34,7 +34,7 @@ from worker.engines import ENGINES, EngineSettings, PageImage, build_engine
 from worker.engines.guards import TEMPERATURES
 from worker.engines.loading import choose_dtype
 from worker.engines.outputs import PARSERS
-from worker.engines.presets import PRESETS, licence_of
+from worker.engines.presets import PRESETS, presets_of
 from worker.engines.vision import CHECK_TOKENS, OutOfTime, VisionEngine
 from worker.errors import BadRequest, TryAgain
 
@@ -172,12 +172,11 @@ def test_chandras_prompt_is_datalabs_to_the_byte() -> None:
 
 
 def test_licences_say_what_they_forbid() -> None:
-    hunyuan = licence_of("hunyuan-1.0", {})
-    assert hunyuan
-    assert hunyuan.forbids_training_on_output
-    assert {"eu-central-1", "eu-west-2", "ap-northeast-2"} < hunyuan.excluded_regions
-    assert licence_of("openai", {"preset": "hunyuan"}) == hunyuan
-    assert licence_of("rapidocr", {}) is None
+    (hunyuan,) = presets_of("hunyuan-1.0", {})
+    assert hunyuan.licence.forbids_training_on_output
+    assert {"eu-central-1", "eu-west-2", "ap-northeast-2"} < hunyuan.licence.excluded_regions
+    assert presets_of("openai", {"preset": "hunyuan-1.0"}) == [hunyuan]
+    assert presets_of("rapidocr", {}) == []
     assert "South Korea" in ENGINES["hunyuan"].licence
     assert "2 million" in ENGINES["chandra"].licence
     assert not any(PRESETS[name].licence.forbids_training_on_output for name in ("chandra", "lighton", "glm-ocr"))

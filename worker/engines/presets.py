@@ -4,6 +4,7 @@ forbid. Data alone, so that engines, the command line and the docs say the same 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -59,10 +60,29 @@ class Preset:
         return f"{self.name}/{task}/{hashlib.sha256(self.prompts[task].text.encode()).hexdigest()[:8]}"
 
 
-def licence_of(engine: str, options: Mapping[str, Any]) -> Licence | None:
-    """Of the weights that an engine runs, or has a server run; None where no preset says."""
-    preset = PRESETS.get(str(options.get("preset", engine)))
-    return preset.licence if preset else None
+_NAMING = ("preset", "model", "fallback", "command", "server_args")  # options that name weights
+
+
+def presets_of(engine: str, options: Mapping[str, Any]) -> list[Preset]:
+    """Those whose weights may read: the engine's own, those that it has a server run, and those that it falls back to.
+
+    Weights are known by their name, in whatever folder, repository or server they lie and whatever is added to it:
+    `hf.co/someone/HunyuanOCR-GGUF:Q8_0` are HunyuanOCR's.
+    """
+    named = " ".join([engine, *(str(options.get(option, "")) for option in _NAMING)]).lower()
+    words = set(re.split(r"[\s/@=:]", named))
+
+    def is_named(preset: Preset) -> bool:
+        weights = re.escape(preset.hub_id.rpartition("/")[2].lower())
+        return preset.name in words or re.search(f"(?<![a-z0-9]){weights}(?![a-z0-9])", named) is not None
+
+    return [preset for preset in PRESETS.values() if is_named(preset)]
+
+
+def forbidden_to_label(engine: str, options: Mapping[str, Any]) -> Preset | None:
+    """Of those, one whose licence forbids to train other models on what it reads."""
+    forbidden = (preset for preset in presets_of(engine, options) if preset.licence.forbids_training_on_output)
+    return next(forbidden, None)
 
 
 # Where HunyuanOCR may not be used: the regions of AWS in the European Union, in London and in Seoul.
