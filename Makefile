@@ -13,7 +13,7 @@ COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --
 	--generate-hashes --no-emit-package pagefleet --strip-extras $(if $(UPGRADE),--upgrade)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test image-test lint format schema lock clean
+.PHONY: help run gpu test image-test lint format schema lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -21,6 +21,8 @@ help: ## Show this list
 run: $(VENV)/.run ## Read the documents in samples/ and write the results to out/samples
 	@rm -rf out/samples
 	@$(BIN)/pagefleet run samples --out out/samples
+
+gpu: $(VENV)/.gpu ## Install what vision models and TrOCR need: torch, transformers
 
 test: $(VENV)/.dev ## Run the whole test suite; ARGS="tests/worker -k tiff" runs a part of it
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
@@ -70,6 +72,11 @@ $(VENV)/.dev: requirements/dev.txt requirements/torch-cpu.txt requirements/gpu.t
 	@echo "Installing the development tools into $(VENV) ..."
 	@$(LOCKED) -r requirements/dev.txt
 	@$(INSTALL) --no-deps --require-hashes -r requirements/torch-cpu.txt 2>/dev/null || $(LOCKED) -r requirements/gpu.txt
+	@touch $@
+
+$(VENV)/.gpu: requirements/gpu.txt $(VENV)/.run
+	@echo "Installing torch and transformers into $(VENV) (some 3 GB, once) ..."
+	@$(LOCKED) -r requirements/gpu.txt
 	@touch $@
 
 # To run the Pulumi program, and no more: what a deployment needs.

@@ -53,8 +53,8 @@ FARGATE_GIB_HOUR = 0.004445
 # AWS asks 30 to 50 % of the list price, as supply has it, and tells the rate of the day on its price page alone.
 FARGATE_SPOT_SHARE = 0.4
 
-# Pages a second that one vCPU reads, where it was measured (24 receipts; 1.46 on two). Of a GPU engine none is shipped:
-# the newest run on the same stack tells.
+# Pages a second that one vCPU reads: half of what two cores read of 24 receipts (1.46), an early and cautious figure
+# (docs/costs.md). Of a GPU engine none is shipped: the newest run on the same stack tells.
 PAGES_PER_VCPU_SECOND = {"rapidocr": 0.73}
 MANY_FORMATS_PAGES = 10  # taken in an estimate for a document that may have any number of pages
 

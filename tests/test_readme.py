@@ -10,9 +10,11 @@ import pytest
 
 from jobs.cli import main
 from tests.conftest import ROOT
+from worker.engines import ENGINES
 
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", *(ROOT / f"docs/{name}.md" for name in ("bootstrap", "operations", "costs", "security"))]
+TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
 COMMANDS = sorted(
     {
         line.partition(" #")[0].strip()
@@ -38,6 +40,14 @@ def test_links_lead_somewhere() -> None:
 
 
 def test_make_targets_exist() -> None:
-    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert {"run", "test"} <= targets
-    assert set(re.findall(r"`?make ([a-z-]+)`?", README)) <= targets
+    assert {"run", "test"} <= TARGETS
+    assert set(re.findall(r"`?make ([a-z-]+)`?", README)) <= TARGETS
+
+
+def test_what_engines_say_to_install_is_locked_and_there() -> None:
+    for info in ENGINES.values():
+        targets = re.findall(r"`make ([a-z-]+)`", info.install)
+        files = re.findall(r"--require-hashes -r (\S+)`", info.install)
+        assert targets or files, info.install
+        assert set(targets) <= TARGETS
+        assert all((ROOT / name).is_file() for name in files)

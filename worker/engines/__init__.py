@@ -93,6 +93,9 @@ class EngineInfo:
     install: str  # how to get them
 
 
+_BASE = "`.venv/bin/pip install --require-hashes -r requirements/base.txt` in the checkout"
+
+
 def _vision(preset: Preset) -> EngineInfo:
     licence, lines = preset.licence, preset.name == "trocr"
     return EngineInfo(
@@ -105,7 +108,7 @@ def _vision(preset: Preset) -> EngineInfo:
             *(("rapidocr",) if lines else ()),  # it finds them
             *(("torchvision",) if preset.needs_torchvision else ()),
         ),
-        install="pip install 'pagefleet[gpu]'",
+        install="`make gpu` in the checkout",
     )
 
 
@@ -115,28 +118,28 @@ ENGINES: dict[str, EngineInfo] = {
         runs_on="CPU; weights are in the package",
         licence="Apache-2.0 (PP-OCRv6 weights too)",
         requires=("rapidocr", "onnxruntime"),
-        install="pip install pagefleet",
+        install=_BASE,
     ),
     "openai": EngineInfo(
         factory="worker.engines.openai_server:OpenAiEngine",
         runs_on="any OpenAI-compatible vision server (vLLM, transformers serve, a provider)",
         licence="the model's; see presets",
         requires=("httpx",),
-        install="pip install pagefleet",
+        install=_BASE,
     ),
     "vllm": EngineInfo(
         factory="worker.engines.vllm_server:VllmEngine",
         runs_on="GPU; starts `vllm serve` beside the worker",
         licence="the model's; see presets",
         requires=("httpx",),  # its server is a program of its own: the engine says so where it is missing
-        install="pip install pagefleet, and vllm",
+        install=f"{_BASE}, and vllm",
     ),
     "upstage": EngineInfo(
         factory="worker.engines.upstage:UpstageEngine",
         runs_on="Upstage's API, paid by the page",
         licence="Upstage's terms of use",
         requires=("httpx",),
-        install="pip install pagefleet; UPSTAGE_API_KEY",
+        install=f"{_BASE}; UPSTAGE_API_KEY",
     ),
     **{name: _vision(preset) for name, preset in PRESETS.items()},
 }

@@ -24,7 +24,7 @@ def check_transformers(preset: Preset) -> None:
     if Version(version("transformers")) < Version(preset.min_transformers):
         raise BadRequest(
             f"engine {preset.name} needs transformers {preset.min_transformers} or newer, here is "
-            f"{version('transformers')}: pip install -U transformers"
+            f"{version('transformers')}: `make gpu` in the checkout"
         )
 
 
