@@ -123,7 +123,10 @@ def test_pages_of_different_sizes_read_together_as_they_do_alone(build: Callable
         assert (text.width, text.height) == (each.width, each.height)
         assert told["model"].endswith(name)
         assert told["revision"] == engine.revision
-        assert told["versions"] == {name: version(name) for name in ("torch", "transformers")}
+        needed = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+        assert told["versions"] == needed | (
+            {"torchvision": version("torchvision")} if is_torchvision_available() else {}
+        )
         assert (told["device"], told["dtype"], told["retries"], told["temperature"]) == ("cpu", "float32", 0, 0.0)
         assert told["prompt_tokens"] > 10
         assert 1 <= told["tokens"] <= 64
