@@ -554,6 +554,10 @@ def test_a_checkpoint_is_read_from_s3_and_its_copy_removed(
     assert engine.read(PAGES)[0].details
     assert any(tmp_path.iterdir())
     engine.close()
+    stuck = build("hunyuan", model="s3://inputs/models/tiny/")
+    assert any(tmp_path.iterdir())
+    stuck.discard()
+    assert not any(tmp_path.iterdir())
     with pytest.raises(BadRequest, match="holds no checkpoint"):
         build("hunyuan", model="s3://inputs/none/")
     with pytest.raises(BadRequest, match="no such bucket"):

@@ -151,6 +151,10 @@ class VisionEngine:
     def close(self) -> None:
         """Gives the memory back, and deletes weights that were downloaded for this engine alone."""
         self._fallback.close()
+        self.discard()
+
+    def discard(self) -> None:
+        """Deletes weights that were downloaded for this engine alone, also while they are in use."""
         self._checkpoint.discard()
 
     # ---- loading
