@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -218,6 +219,24 @@ def _check_licence(run: Run, engine: Engine) -> None:
 
 
 def _read(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> ExitCode:
+    """Closes the engine, however it ends."""
+    close = job.engine.close
+    try:
+        return _run_pipeline(job, tasks, receipts, drain)
+    except EngineStuck:
+        close = partial(_discard, job.engine)  # a call of it still runs: the rest ends with the process
+        raise
+    finally:
+        close()
+
+
+def _discard(engine: Engine) -> None:
+    """Deletes what an engine has downloaded for this process alone, whether or not it is in use."""
+    if discard := getattr(engine, "discard", None):
+        discard()
+
+
+def _run_pipeline(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> ExitCode:
     pipeline = Pipeline(job)
 
     def last() -> None:
@@ -225,6 +244,7 @@ def _read(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> Ex
         if job.in_flight:
             job.in_flight.clear()
         pipeline.discard()
+        _discard(job.engine)
 
     drain.use(pipeline.drain, last)
     try:
@@ -244,7 +264,6 @@ def _read(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> Ex
         receipts.flush()
     if job.in_flight:
         job.in_flight.clear()
-    job.engine.close()
     if pipeline.left_over:
         log.warning("drained, with %d tasks left to a later attempt", pipeline.left_over)
         return ExitCode.DRAINED
