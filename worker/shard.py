@@ -17,6 +17,7 @@ from functools import partial
 from pydantic import TypeAdapter, ValidationError
 
 from worker.contract import ExitCode, FailureCode, Marker, Options, Run, RunPaths, Task
+from worker.dataset import PREFIX, ParquetSet
 from worker.engines import Engine, EngineSettings, build_engine
 from worker.engines.presets import forbidden_to_label
 from worker.errors import BadRequest, DocumentError, TryAgain
@@ -120,6 +121,7 @@ def _read_tasks(
         tasks = [task for task in tasks if not ended.by_receipt(task)]
     if not tasks:
         return ExitCode.OK  # without building an engine for nothing
+    _check_dataset(run, tasks, storage)
     engine = _engine(run.engine, settings, run.options)
     _check_licence(run, engine)
     job = Job(
@@ -202,6 +204,22 @@ def _engine(name: str, settings: Settings, options: Options) -> Engine:
             api_keys=settings.api_keys,
         ),
     )
+
+
+def _check_dataset(run: Run, tasks: list[Task], storage: Storage) -> None:
+    """Raises: BadRequest where images lie in a dataset that is another by now: they would be read for nothing."""
+    if run.dataset is None or not any(task.uri.startswith(PREFIX) for task in tasks):
+        return
+    try:
+        with ParquetSet(storage, run.dataset.uri) as opened:
+            same = opened.fingerprint() == run.dataset.fingerprint
+    except DocumentError as error:
+        raise BadRequest(f"the dataset of the run cannot be read any more: {error.message}") from error
+    if not same:
+        raise BadRequest(
+            f"{run.dataset.uri} has changed since the run was planned: put the old one back and resume the run, or "
+            "start a new one"
+        )
 
 
 def _check_licence(run: Run, engine: Engine) -> None:
