@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 from pydantic import TypeAdapter, ValidationError
 
 from worker.contract import ExitCode, FailureCode, Marker, Options, Run, RunPaths, Task
+from worker.dataset import PREFIX, ParquetSet
 from worker.engines import Engine, EngineSettings, build_engine
 from worker.engines.presets import forbidden_to_label
 from worker.errors import BadRequest, DocumentError, TryAgain
@@ -119,6 +121,7 @@ def _read_tasks(
         tasks = [task for task in tasks if not ended.by_receipt(task)]
     if not tasks:
         return ExitCode.OK  # without building an engine for nothing
+    _check_dataset(run, tasks, storage)
     engine = _engine(run.engine, settings, run.options)
     _check_licence(run, engine)
     job = Job(
@@ -203,6 +206,22 @@ def _engine(name: str, settings: Settings, options: Options) -> Engine:
     )
 
 
+def _check_dataset(run: Run, tasks: list[Task], storage: Storage) -> None:
+    """Raises: BadRequest where images lie in a dataset that is another by now: they would be read for nothing."""
+    if run.dataset is None or not any(task.uri.startswith(PREFIX) for task in tasks):
+        return
+    try:
+        with ParquetSet(storage, run.dataset.uri) as opened:
+            same = opened.fingerprint() == run.dataset.fingerprint
+    except DocumentError as error:
+        raise BadRequest(f"the dataset of the run cannot be read any more: {error.message}") from error
+    if not same:
+        raise BadRequest(
+            f"{run.dataset.uri} has changed since the run was planned: put the old one back and resume the run, or "
+            "start a new one"
+        )
+
+
 def _check_licence(run: Run, engine: Engine) -> None:
     """Raises: BadRequest where the model must not label data. What a server holds is known only now."""
     if run.dataset is None or run.dataset.accepted_licence:
@@ -218,6 +237,24 @@ def _check_licence(run: Run, engine: Engine) -> None:
 
 
 def _read(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> ExitCode:
+    """Closes the engine, however it ends."""
+    close = job.engine.close
+    try:
+        return _run_pipeline(job, tasks, receipts, drain)
+    except EngineStuck:
+        close = partial(_discard, job.engine)  # a call of it still runs: the rest ends with the process
+        raise
+    finally:
+        close()
+
+
+def _discard(engine: Engine) -> None:
+    """Deletes what an engine has downloaded for this process alone, whether or not it is in use."""
+    if discard := getattr(engine, "discard", None):
+        discard()
+
+
+def _run_pipeline(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> ExitCode:
     pipeline = Pipeline(job)
 
     def last() -> None:
@@ -225,6 +262,7 @@ def _read(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> Ex
         if job.in_flight:
             job.in_flight.clear()
         pipeline.discard()
+        _discard(job.engine)
 
     drain.use(pipeline.drain, last)
     try:
@@ -244,7 +282,6 @@ def _read(job: Job, tasks: list[Task], receipts: ReceiptLog, drain: Drain) -> Ex
         receipts.flush()
     if job.in_flight:
         job.in_flight.clear()
-    job.engine.close()
     if pipeline.left_over:
         log.warning("drained, with %d tasks left to a later attempt", pipeline.left_over)
         return ExitCode.DRAINED

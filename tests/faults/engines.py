@@ -13,6 +13,7 @@ from pathlib import Path
 
 from worker.contract import Line
 from worker.engines import EngineSettings, PageImage, PageText
+from worker.errors import BadRequest, TryAgain
 
 COLOURS = {
     "raise": (200, 0, 0),
@@ -111,6 +112,26 @@ class Chatty(Colour):
     def read(self, pages: Sequence[PageImage]) -> list[PageText]:
         print("loading weights 100%", flush=True)
         return super().read(pages)
+
+
+class Parting(Colour):
+    """Notes how it is let go; a red page finds its service away, a turquoise one is refused by it."""
+
+    def read(self, pages: Sequence[PageImage]) -> list[PageText]:
+        for page in pages:
+            if (action := _action(page)) in ("raise", "garbage"):
+                raise TryAgain("the service is away") if action == "raise" else BadRequest("the key is wrong")
+        return super().read(pages)
+
+    def close(self) -> None:
+        self._note("closed")
+
+    def discard(self) -> None:
+        self._note("discarded")
+
+    def _note(self, how: str) -> None:
+        with open(self.settings.options["parting"], "a") as file:
+            file.write(f"{how}\n")
 
 
 class Unbuildable(Colour):

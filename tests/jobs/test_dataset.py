@@ -29,16 +29,19 @@ from PIL import Image
 from jobs import dataset as datasets
 from jobs.cli import main
 from jobs.dataset import DatasetRequest, check_licence, labels_schema, plan_dataset
+from jobs.plan import describe_run, write_plan
 from tests.conftest import draw, image, worker_environment
 from tests.faults.services import Asked, faulty_service, json_reply, stream
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, pagefleet
 from tests.worker.test_engine_upstage import answer as upstage_answer
 from tests.worker.test_worker import _wait_for
-from worker.contract import Page
+from worker.contract import ExitCode, Options, Page, RunPaths
 from worker.dataset import ParquetSet, RowImages, row_uri
 from worker.errors import BadRequest, DocumentError
 from worker.labels import to_image
+from worker.settings import Settings
+from worker.shard import Drain, read_shard
 from worker.storage import AccessDenied, _Pieces, open_storage, path_uri
 
 COLUMNS = [
@@ -507,6 +510,25 @@ class TestReading:
         with pytest.raises(BadRequest, match="is not a parquet file, or is damaged"):  # and nothing besides
             RowImages(open_storage()).fetch(row_uri(path_uri(here / "a.parquet"), "image", 3, ""), here)
 
+    def test_of_another_dataset_than_was_planned_nothing_is_read(self, here: Path) -> None:
+        path = write_set(here / "a.parquet", {"image": [png(), png()]})
+        storage, paths = open_storage(), RunPaths(path_uri(here / "run"))
+        plan = plan_dataset(storage, DatasetRequest(path_uri(path), "image"), "rapidocr", {})
+        run = describe_run(plan, "one", COLOUR[1], Options(engine_options={"log": str(here / "log")}), {})
+        write_plan(storage, paths, plan, run)
+        whole = path.read_bytes()
+        settings, drain = Settings(run_uri=paths.base), Drain(1.0)
+        write_set(path, {"image": [png("raise"), png()]})
+        with pytest.raises(BadRequest, match=r"a.parquet has changed since the run was planned: put the old one back"):
+            read_shard(settings, storage, drain)
+        path.unlink()
+        with pytest.raises(BadRequest, match="the dataset of the run cannot be read any more"):
+            read_shard(settings, storage, drain)
+        assert not (here / "log").exists()
+        path.write_bytes(whole)
+        assert read_shard(settings, storage, drain) is ExitCode.OK
+        assert len(reads(here / "log")) == 2
+
     def test_of_an_object_in_s3_only_pieces_are_downloaded(
         self, s3: Any, here: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -605,8 +627,8 @@ class TestUpstage:
         write_set(here / "train.parquet", {"image_path": [f"images/{number}.png" for number in range(100)]})
         return here
 
-    def start(self, upstage: Upstage) -> subprocess.Popen[str]:
-        arguments = ("--dataset", "train.parquet", "--batch-size", "34", "--concurrency", "3", "--resume")
+    def start(self, upstage: Upstage, batch_size: int = 34) -> subprocess.Popen[str]:
+        arguments = ("--dataset", "train.parquet", "--batch-size", str(batch_size), "--concurrency", "3", "--resume")
         command = [sys.executable, "-m", "jobs.cli", "run", *arguments, "--no-report", *upstage.options()]
         environment = worker_environment(UPSTAGE_API_KEY="up_test", TMPDIR=os.getcwd())  # SIGKILL leaves downloads
         return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -645,14 +667,14 @@ class TestUpstage:
     def test_asked_to_stop_at_row_37_of_100_and_resumed(self, hundred: Path) -> None:
         upstage = Upstage()
         try:
-            with self.start(upstage) as run:
+            with self.start(upstage, batch_size=100) as run:
                 assert upstage.reached.wait(300)
                 run.terminate()
                 _, errors = run.communicate(timeout=300)
             assert run.returncode == 4, errors
             assert "resume" in errors
             assert 37 <= len(upstage.asked) < 100
-            with self.start(upstage) as run:
+            with self.start(upstage, batch_size=100) as run:
                 _, errors = run.communicate(timeout=300)
             assert run.returncode == 0, errors
         finally:

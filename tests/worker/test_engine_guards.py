@@ -10,6 +10,9 @@ from worker.engines.guards import TEMPERATURES, repeating_tail
 
 BEFORE = "INVOICE 2026-114\nACME Ltd., 12 High Street: "
 ZEROS = "<tr>" + "<td>0</td>" * 12 + "</tr>"
+NO = "<tr>" + "<td>No</td>" * 12 + "</tr>\n"
+NA = "|" + " N/A |" * 14 + "\n"
+CLAUSES = "| " + "The goods are to be returned within thirty days. | " * 4 + "\n"
 LETTER = "".join(random.Random(1).choices("abcdefghij \n", k=1500)) + "Yours faithfully\n"
 
 
@@ -34,6 +37,10 @@ LETTER = "".join(random.Random(1).choices("abcdefghij \n", k=1500)) + "Yours fai
         ("<td>0</td>", 1000),
         (ZEROS, 300),
         (ZEROS + "\n", 300),
+        (NO, 200),
+        (NA, 300),
+        ("<tr>" + "<td>N/A</td>" * 14 + "</tr>", 200),
+        (CLAUSES, 60),
         (LETTER, 9),
         ('<div data-bbox="1 2 3 4" data-label="Text"><p>Page 1</p></div>\n', 250),
     ],
@@ -68,6 +75,13 @@ def test_a_loop_is_found_where_its_second_turn_begins(unit: str, copies: int, cu
         "|" + " --- |" * 60 + "\n",
         ZEROS * 120,
         (ZEROS + "\n") * 120,
+        NO * 58,
+        NO * 120,
+        NA * 100,
+        NA * 120,
+        ("<tr>" + "<td>N/A</td>" * 14 + "</tr>\n") * 120,
+        ("<tr>" + "<td>0.00</td>" * 14 + "</tr>") * 120,
+        "| Yes | No |\n" * 120,
         "<tr>" + "<td></td>" * 40 + "</tr>",
         ("<tr>" + "<td></td>" * 12 + "</tr>\n") * 80,
         "<tr>" + "<td>Yes</td>" * 31 + "</tr>",

@@ -124,7 +124,10 @@ def test_pages_of_different_sizes_read_together_as_they_do_alone(build: Callable
         assert (text.width, text.height) == (each.width, each.height)
         assert told["model"].endswith(name)
         assert told["revision"] == engine.revision
-        assert told["versions"] == {name: version(name) for name in ("torch", "transformers")}
+        needed = {name: version(name) for name in ("torch", "transformers", "tokenizers")}
+        assert told["versions"] == needed | (
+            {"torchvision": version("torchvision")} if is_torchvision_available() else {}
+        )
         assert (told["device"], told["dtype"], told["retries"], told["temperature"]) == ("cpu", "float32", 0, 0.0)
         assert told["prompt_tokens"] > 10
         assert 1 <= told["tokens"] <= 64
@@ -551,6 +554,10 @@ def test_a_checkpoint_is_read_from_s3_and_its_copy_removed(
     assert engine.read(PAGES)[0].details
     assert any(tmp_path.iterdir())
     engine.close()
+    stuck = build("hunyuan", model="s3://inputs/models/tiny/")
+    assert any(tmp_path.iterdir())
+    stuck.discard()
+    assert not any(tmp_path.iterdir())
     with pytest.raises(BadRequest, match="holds no checkpoint"):
         build("hunyuan", model="s3://inputs/none/")
     with pytest.raises(BadRequest, match="no such bucket"):

@@ -190,6 +190,36 @@ def test_sigterm_gives_up_what_does_not_end_in_time(make_run: MakeRun, tmp_path:
     assert run.outcomes() == {"a.png": "ok", "b.png": "none"}
 
 
+@pytest.mark.parametrize(
+    ("action", "code", "parting"),
+    [
+        ("read", ExitCode.OK, "closed\n"),
+        ("raise", ExitCode.TRY_AGAIN, "closed\n"),
+        ("garbage", ExitCode.BAD_REQUEST, "closed\n"),
+        ("hang", ExitCode.CRASHED, "discarded\n"),
+    ],
+)
+def test_an_engine_is_let_go_however_the_worker_ends(
+    make_run: MakeRun, tmp_path: Path, action: str, code: ExitCode, parting: str
+) -> None:
+    options = Options(engine_options={"parting": str(tmp_path / "parting")}, engine_timeout=0.5)
+    run = make_run({"a.png": action}, options=options, engine="tests.faults.engines:Parting")
+    assert run.work().returncode == code
+    assert (tmp_path / "parting").read_text() == parting
+
+
+def test_what_was_downloaded_is_deleted_when_the_time_to_drain_is_up(make_run: MakeRun, tmp_path: Path) -> None:
+    log, parting = tmp_path / "log", tmp_path / "parting"
+    options = Options(engine_options={"log": str(log), "parting": str(parting)})
+    run = make_run({"a.png": "hang"}, options=options, engine="tests.faults.engines:Parting")
+    process = run.start(PAGEFLEET_DRAIN_SECONDS="0")
+    _wait_for(lambda: log.exists() and "hang" in log.read_text())
+    process.terminate()
+    process.communicate(timeout=20)
+    assert process.returncode == ExitCode.DRAINED
+    assert parting.read_text() == "discarded\n"
+
+
 def test_work_that_is_given_up_again_and_again_is_no_suspect(make_run: MakeRun, tmp_path: Path) -> None:
     log = tmp_path / "log"
     run = make_run({"a.tiff": ["slow"] * 12}, options=Options(engine_options={"log": str(log)}))

@@ -67,7 +67,10 @@ class Engine(Protocol):
         """Same length, same order as `pages`. An exception fails every page of the call."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Once no call runs any more. Where one does not come back, `discard` is called instead, if the engine has it:
+        it deletes what was downloaded for this process alone."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class Fallback:
         self._writes_markdown = writes_markdown
         self._settings = EngineSettings(
             threads=settings.threads,
-            timeout=settings.timeout / 2,  # of the call that it is asked in, the other half is gone by then
+            timeout=settings.timeout / 2,  # of the call that it is asked in, half may be gone by then
             lang=settings.lang,
             api_keys=settings.api_keys,
         )

@@ -15,12 +15,14 @@ SAME_LINES = 200  # lines, list items or table rows
 SAME_IN_LINE = 1000  # characters without a line's end, a tag counting as two: dots, underscores, cells of zeros ...
 SAME_WORDS_IN_LINE = 400  # ... and where there are letters in it
 SAME_TEXT = 8_000  # characters of something longer with letters in it, that comes eight times or more ...
-SAME_TABLE = 20_000  # ... and without letters: 120 rows of twelve zeros take 16,000 as HTML
+SAME_TABLE = 24_000  # ... and of numbers or short cells: 120 rows of fourteen "0.00" take 23,040 as HTML
+SHORT_CELL = 16  # characters, such as "Not applicable"
 COPIES = 8
 LONGEST_UNIT = SAME_TABLE // COPIES
 
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 _LINE_END = re.compile(r"\n|</tr>|</li>|</p>|</div>|<br")
+_CELL_END = re.compile(r"\||</t[dh]>")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -51,8 +53,16 @@ def _is_loop(unit: str, extent: int) -> bool:
     first, *rest = _LINE_END.split(unit)
     rows = [*rest[:-1], rest[-1] + first] if rest else []  # the last one goes on where the unit begins again
     if lines := sum(1 for row in rows if row.strip()):
-        return copies * lines > SAME_LINES or extent >= (SAME_TEXT if letters else SAME_TABLE)
+        return copies * lines > SAME_LINES or extent >= (
+            SAME_TABLE if not letters or _has_short_cells(rows) else SAME_TEXT
+        )
     return copies * len(_TAG.sub("··", unit)) > (SAME_WORDS_IN_LINE if letters else SAME_IN_LINE)
+
+
+def _has_short_cells(rows: list[str]) -> bool:
+    """Whether these are rows of a table that a page may hold many of, as one of fourteen times "N/A"."""
+    cells = [cell for row in rows for cell in _CELL_END.split(row)]
+    return len(cells) > 2 * len(rows) and all(len(_TAG.sub("", cell).strip()) <= SHORT_CELL for cell in cells)
 
 
 def _prefix_matches(text: str, most: int) -> list[int]:

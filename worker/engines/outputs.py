@@ -48,9 +48,17 @@ def parse_markdown(raw: str, width: int, height: int) -> Output:
     if not fence:
         return Output(text, [])
     body = text[fence.end() :]
+    if fence["markdown"]:
+        # The page may hold code: its fences come in pairs, and the one that is left over is that around the whole.
+        marks = [row for row in body.split("\n") if row.startswith(fence["fence"])]
+        if len(marks) % 2 and body.rsplit("\n", 1)[-1] == fence["fence"]:
+            return Output(body.removesuffix(fence["fence"]).strip("\n"), [])
+        if len(marks) % 2 == 0:
+            return Output(body.strip("\n"), [], (_NOT_CLOSED,))
+        return Output(text, [])  # the fence is part of the page
     end = body.find("\n" + fence["fence"])
     if end < 0 and not body.startswith(fence["fence"]):
-        return Output(body.strip("\n"), [], ("the output is cut short: its fence is not closed",))
+        return Output(body.strip("\n"), [], (_NOT_CLOSED,))
     if body[max(end, 0) :].strip() != fence["fence"]:
         return Output(text, [])  # the fence is part of the page
     return Output(body[: max(end, 0)].strip("\n"), [])
@@ -80,7 +88,8 @@ def parse_chandra(raw: str, width: int, height: int, scale: int = CHANDRA_SCALE)
     """Chandra's HTML: a `div` for each block of the page with `data-bbox` (0 to `scale`) and `data-label`.
 
     Markdown in the order of the blocks, tables as HTML, formulas as LaTeX between dollars; running heads and feet stay
-    in the lines alone. A line for each block, or for each row where a table's rows have boxes. What stands outside of
+    in the lines alone. What it says of pictures is no text of the page: it stands in the markdown alone, as `![…]()`.
+    A line for each block, or for each row where a table's rows have boxes. What stands outside of
     all blocks, or in tags that are none, is text like any other.
     """
     text = _clean(raw).strip()
@@ -92,6 +101,9 @@ def parse_chandra(raw: str, width: int, height: int, scale: int = CHANDRA_SCALE)
     lines: list[Line] = []
     unplaced = 0
     for block in _blocks(tree.root, _Block()):
+        if block.label in _PICTURES:
+            parts += [_image(told)] if (told := _told(block.content)) else []
+            continue
         plain = _plain(block.content)
         role = _role(block)
         box = _scaled(block.box, scale, width, height) if block.box else None
@@ -122,8 +134,9 @@ PARSERS: dict[str, Parser] = {
 }
 
 _FENCE = re.compile(
-    r"(?P<fence>`{3,}|~{3,})[ \t]*(?:markdown|md|html|json|text|plaintext)?[ \t]*(?:\n|$)", re.IGNORECASE
+    r"(?P<fence>`{3,}|~{3,})[ \t]*(?:(?P<markdown>markdown|md)|html|json|text|plaintext)?[ \t]*(?:\n|$)", re.IGNORECASE
 )
+_NOT_CLOSED = "the output is cut short: its fence is not closed"
 _UNSPEAKABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # no text, and partly nothing that JSON can hold
 
 _Box = tuple[float, float, float, float]
@@ -215,6 +228,7 @@ _LABELS = {
     "page-header": Role.PAGE_HEADER,
     "page-footer": Role.PAGE_FOOTER,
 }
+_PICTURES = ("image", "figure", "diagram")  # in which it writes what it sees, as its prompt asks
 _HEADINGS = {f"h{level}": level for level in range(1, 7)}
 _VOID = {"br", "hr", "img", "input", "col"}
 _INLINE = {
@@ -356,14 +370,16 @@ def _plain(content: Iterable[_Element | str]) -> str:
     return _SPACE.sub(" ", "".join(_pieces(content))).strip()
 
 
-def _pieces(content: Iterable[_Element | str]) -> Iterator[str]:
+def _pieces(content: Iterable[_Element | str], *, alt: bool = False) -> Iterator[str]:
     for child in content:
         if isinstance(child, str):
             yield child
         else:
             apart = "" if child.tag in _INLINE and child.tag != "br" else " "
             yield apart
-            yield from _pieces(child.content)
+            if alt and child.tag == "img":
+                yield _alt(child)
+            yield from _pieces(child.content, alt=alt)
             yield apart
 
 
@@ -413,7 +429,7 @@ class _Markdown:
         if tag == "hr":
             return ["---"]
         if tag == "img":
-            return [_image(element)]
+            return [_image(_alt(element))]
         if tag == "blockquote":
             return ["\n>\n".join("> " + part.replace("\n", "\n> ") for part in self.blocks(element.content))]
         return self.blocks(element.content)
@@ -480,7 +496,7 @@ class _Markdown:
             elif child.tag == "input":
                 yield _checkbox(child)
             elif child.tag == "img":
-                yield html.escape(child.attributes.get("alt", ""), quote=False)
+                yield f'<img alt="{html.escape(_alt(child))}">'
             elif child.tag == "table":
                 yield self._table(child).replace("\n", "")
             elif child.tag in _KEPT:
@@ -506,7 +522,7 @@ class _Markdown:
             elif tag == "input":
                 yield _checkbox(child)
             elif tag == "img":
-                yield _image(child)
+                yield _image(_alt(child))
             elif tag in _EMPHASIS:
                 text = "".join(self._run(inner))
                 mark = _EMPHASIS[tag]
@@ -540,9 +556,19 @@ def _formula(element: _Element) -> str:
     return f"{mark}{latex}{mark}" if latex else ""
 
 
-def _image(element: _Element) -> str:
+def _image(told: str) -> str:
     """What the model says of an image: it is not text of the page, and therefore in the markdown alone."""
-    return f"![{_SPACE.sub(' ', escape(element.attributes.get('alt', ''), start=False))}]()"
+    told = re.sub(r"([][])", r"\\\1", _SPACE.sub(" ", escape(told, start=False)))
+    return f"![{told}]()"
+
+
+def _alt(element: _Element) -> str:
+    return element.attributes.get("alt", "")
+
+
+def _told(content: Iterable[_Element | str]) -> str:
+    """All that is said of a picture, in its `alt` and beside it, in one line."""
+    return _SPACE.sub(" ", "".join(_pieces(content, alt=True))).strip()
 
 
 def _checkbox(element: _Element) -> str:

@@ -104,6 +104,10 @@ class TrOcrEngine:
     def close(self) -> None:
         """Deletes weights that were downloaded for this engine alone."""
         self._finder.close()
+        self.discard()
+
+    def discard(self) -> None:
+        """Deletes weights that were downloaded for this engine alone, also while they are in use."""
         self._checkpoint.discard()
 
     def _read_lines(self, crops: Sequence[NDArray[np.uint8]]) -> list[Reading]:

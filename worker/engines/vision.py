@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
 from worker.engines import EngineSettings, PageImage, PageText
@@ -31,6 +30,7 @@ from worker.engines.options import Taker
 from worker.engines.outputs import PARSERS
 from worker.engines.presets import PRESETS, Preset, Prompt
 from worker.errors import BadRequest
+from worker.versions import versions_of
 
 if TYPE_CHECKING:
     import torch
@@ -151,6 +151,10 @@ class VisionEngine:
     def close(self) -> None:
         """Gives the memory back, and deletes weights that were downloaded for this engine alone."""
         self._fallback.close()
+        self.discard()
+
+    def discard(self) -> None:
+        """Deletes weights that were downloaded for this engine alone, also while they are in use."""
         self._checkpoint.discard()
 
     # ---- loading
@@ -313,7 +317,7 @@ class VisionEngine:
             "prompt": self._preset.prompt_id(self._task),
             "device": self._device,
             "dtype": self._dtype,
-            "versions": {name: version(name) for name in ("torch", "transformers")},
+            "versions": versions_of(("torch", "torchvision", "transformers", "tokenizers")),
         }
         if reading:
             details |= {
