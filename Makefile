@@ -75,7 +75,7 @@ $(VENV)/.dev: requirements/dev.txt requirements/torch-cpu.txt requirements/gpu.t
 	@touch $@
 
 $(VENV)/.gpu: requirements/gpu.txt $(VENV)/.run
-	@echo "Installing torch and transformers into $(VENV) (some 3 GB, once) ..."
+	@echo "Installing torch and transformers into $(VENV) (about 5 GB, once) ..."
 	@$(LOCKED) -r requirements/gpu.txt
 	@touch $@
 
