@@ -136,6 +136,12 @@ class TestRows:
         summary = (here / "runs/train/summary.md").read_text()
         assert f"{count} (1 blank, 7 failed, 6 ok), in `train_pseudo_labels.parquet`" in summary
 
+    def test_a_row_without_an_id_gets_none_of_another_row(self, here: Path) -> None:
+        draw(here / "a.png")
+        write_set(here / "train.parquet", {"image_path": ["a.png"] * 4, "id": [1, 2, None, 4]})
+        assert pagefleet("run", "--dataset", "train.parquet", *COLOUR, cwd=here).returncode == 0
+        assert [row["id"] for row in rows(here / "runs/train")] == ["1", "2", "row-2", "4"]
+
     def test_the_file_has_the_types_that_training_reads(self, here: Path) -> None:
         """Polygons are those of the image as it lies there: the page that an engine sees may be turned and smaller."""
         draw(here / "a.png")
