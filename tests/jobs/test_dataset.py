@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -37,6 +38,7 @@ from tests.worker.test_engine_upstage import answer as upstage_answer
 from tests.worker.test_worker import _wait_for
 from worker.contract import Page
 from worker.dataset import ParquetSet, RowImages, row_uri
+from worker.engines import ENGINES
 from worker.errors import BadRequest, DocumentError
 from worker.labels import to_image
 from worker.storage import AccessDenied, _Pieces, open_storage, path_uri
@@ -287,6 +289,14 @@ class TestRefusals:
         assert recorded.startswith("hunyuan: Tencent Hunyuan Community License")
         schema = pq.read_schema(here / "runs/train/train_pseudo_labels.parquet")
         assert json.loads(schema.metadata[b"pagefleet"])["accepted_licence"] == recorded
+
+    def test_forbidden_is_told_before_what_is_missing_here(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(ENGINES, "hunyuan", replace(ENGINES["hunyuan"], requires=("not_installed_here",)))
+        done = invoke("run", "--dataset", "train.parquet", "--engine", "hunyuan")
+        assert done.exit_code == 2
+        assert "hunyuan must not label data" in done.stderr
+        done = invoke("run", "--dataset", "train.parquet", "--engine", "hunyuan", "--accept-licence")
+        assert "hunyuan needs not_installed_here" in done.stderr
 
     def test_a_server_whose_only_model_forbids_it(self, here: Path) -> None:
         draw(here / "a.png")
