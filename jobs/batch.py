@@ -38,7 +38,7 @@ from jobs.results import RunFolder, open_run
 from jobs.stack import JobDefinition, Stack
 from jobs.wording import plural
 from worker.contract import Options, Record, RunPaths
-from worker.engines import ENGINES
+from worker.engines import ENGINES, check_options
 from worker.engines.presets import PRESETS, presets_of
 from worker.errors import DocumentError, TryAgain
 from worker.storage import NotFound, Storage
@@ -257,7 +257,8 @@ def check_weights(stack: Stack, kind: str, request: Request) -> None:
 
 
 def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
-    """Raises: UsageError where there is nothing to read."""
+    """Raises: UsageError where there is nothing to read; BadRequest where the engine has no such options."""
+    check_options(request.engine, request.options)
     warnings = _licence_warnings(stack, request)
     if request.dataset:
         plan = plan_dataset(storage, request.dataset, request.engine, request.options.engine_options)

@@ -438,6 +438,8 @@ class _Join:
                 told = pc.fill_null(given.column(name).cast(pa.int64()), 0)
                 columns[name] = pc.if_else(pc.equal(columns[name], 0), told, columns[name])
         numbers = pa.chunked_array([pa.array(rows, pa.int64()).cast(pa.string())])
+        if given is not None and "id" in given.column_names:  # where rows have ids, a number may be another row's
+            numbers = pc.binary_join_element_wise("row", numbers, "-")
         columns["id"] = self._text(given, "id", numbers)
         columns["split"] = self._text(given, "split", pa.chunked_array([pa.array([DEFAULT_SPLIT] * len(rows))]))
         columns["image_path"] = pa.array(paths, pa.string())

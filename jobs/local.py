@@ -6,14 +6,14 @@ import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from jobs.collect import collect
-from jobs.dataset import DatasetRequest, dataset_name, plan_dataset
+from jobs.dataset import DatasetRequest, check_licence, dataset_name, plan_dataset
 from jobs.errors import JobError, UsageError
 from jobs.plan import Plan, Sharding, describe_run, find_inputs, make_plan, new_run_id, read_keys_file, write_plan
 from jobs.progress import Progress
@@ -24,7 +24,7 @@ from jobs.wording import plural
 from worker import __version__
 from worker.contract import ExitCode, Options, RunPaths
 from worker.decode import Decoder
-from worker.engines import check_engine
+from worker.engines import check_engine, check_options
 from worker.storage import Storage, file_errors, to_uri, uri_path
 from worker.versions import library_versions
 
@@ -44,8 +44,8 @@ class Request:
     dataset: DatasetRequest | None = None  # instead of inputs
 
 
-class Refused(JobError):
-    """The worker says that the request itself is wrong: nothing was read, and trying again can't help."""
+class Refused(UsageError):
+    """The worker says that the request itself is wrong: trying again can't help."""
 
 
 class Interrupted(JobError):
@@ -67,8 +67,12 @@ def check_out(storage: Storage, out: str) -> None:
 
 
 def plan_run(storage: Storage, request: Request, out: str) -> Plan:
-    """Raises: UsageError where there is nothing to read, or the engine doesn't exist."""
+    """Raises: UsageError where there is nothing to read; BadRequest where there is no such engine here, or it has no
+    such options."""
+    if request.dataset:  # before anything is said of what to install
+        check_licence(request.engine, request.options.engine_options, accept=request.dataset.accept_licence)
     check_engine(request.engine)
+    check_options(request.engine, request.options)
     if request.dataset:
         return plan_dataset(storage, request.dataset, request.engine, request.options.engine_options)
     warnings: list[str] = []
@@ -120,9 +124,13 @@ def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: 
 
 
 def discard(folder: RunFolder) -> None:
-    """Removes a run of which nothing was read, so that its place can be used again."""
+    """Removes a run of which nothing was read, its folder too, so that its place can be used again."""
     for entry in list(folder.storage.list(folder.paths.file(""))):
         folder.storage.delete(entry.uri)
+    if folder.uri.startswith("file://"):
+        for directory, _, _ in os.walk(uri_path(folder.uri), topdown=False):
+            with suppress(OSError):  # of one in which somebody has put something by now
+                os.rmdir(directory)
 
 
 def finish(

@@ -162,14 +162,13 @@ class Pages(Iterator[DecodedPage | BadPage]):
         return next(self._pages)
 
     def _existing(self, ranges: Ranges) -> Ranges:
-        last_page = "page" if self.total == 1 else f"{self.total} pages"
+        has = "1 page" if self.total == 1 else f"{self.total} pages"
         missing = [(max(first, self.total + 1), last) for first, last in ranges if self.total < last < LAST_PAGE]
         wanted = [(first, min(last, self.total)) for first, last in ranges if first <= self.total]
         if not wanted:
-            asked = format_pages(ranges)
-            raise DocumentError(FailureCode.NO_SUCH_PAGE, f"pages {asked} don't exist: the document has {last_page}")
+            raise DocumentError(FailureCode.NO_SUCH_PAGE, f"{_missing(ranges)}: the document has {has}")
         if missing:
-            self.warnings.append(f"pages {format_pages(missing)} don't exist: the document has {last_page}")
+            self.warnings.append(f"{_missing(missing)}: the document has {has}")
         return wanted
 
     def _stream(self, left: Ranges) -> Iterator[DecodedPage | BadPage]:
@@ -385,6 +384,11 @@ class _Child:
 
     def _garbage(self) -> _ChildDied:
         return _ChildDied(FailureCode.DECODER_CRASHED, "the decoder gave a senseless answer")
+
+
+def _missing(ranges: Ranges) -> str:
+    one = len(ranges) == 1 and ranges[0][0] == ranges[0][1]
+    return f"{'page' if one else 'pages'} {format_pages(ranges)} {'does' if one else 'do'}n't exist"
 
 
 def _without_first(ranges: Ranges) -> Ranges:

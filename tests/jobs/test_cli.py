@@ -181,6 +181,10 @@ def test_a_dry_run_touches_nothing(folder: Path) -> None:
         (["run", "in", "--engine", "nix"], "unknown engine 'nix'"),
         (["run", "in", "--engine", "nix:Engine"], "there is no module nix"),
         (["run", "in", "--engine-option", "x"], "K=V"),
+        (["run", "in", "--lang", "ru", "--dry-run"], "can't read language 'ru'"),
+        (["run", "in", "--engine-option", "foo=bar"], "engine rapidocr has no option 'foo'; it has: backend"),
+        (["run", "in", "--engine", "openai", "--engine-option", "foo=bar", "--dry-run"], "no option 'foo'; it has: "),
+        (["run", "in", "--engine", "openai", "--engine-option", "timeout=soon"], "it must be a number of at least"),
         (["run", "in", "--dpi", "7"], "--dpi"),
         (["run", "in", "--out", "in"], "exists and is not an empty folder"),
         (["run", "https://example.org/a.png"], "https:// is not supported"),
@@ -208,9 +212,10 @@ def test_a_run_that_is_there_is_not_written_over(folder: Path) -> None:
     assert "`pagefleet resume out`" in done.stderr
 
 
-def test_what_the_worker_refuses_fails_the_run(folder: Path) -> None:
-    done = pagefleet("run", "in", "--out", "out", "--engine", "rapidocr", "--lang", "ru", cwd=folder)
-    assert done.returncode == 1
+def test_what_the_worker_refuses_is_wrong_usage_and_leaves_nothing(folder: Path) -> None:
+    done = pagefleet("run", "in", "--out", "out", "--engine", "openai", cwd=folder)
+    assert done.returncode == 2
+    assert not (folder / "out").exists()
     assert "the worker refuses the run: " in done.stderr
     assert "Traceback" not in done.stderr
     assert pagefleet("run", "in", "--out", "out", "--no-report", *COLOUR, cwd=folder).returncode == 0

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -38,6 +39,7 @@ from tests.worker.test_engine_upstage import answer as upstage_answer
 from tests.worker.test_worker import _wait_for
 from worker.contract import ExitCode, Options, Page, RunPaths
 from worker.dataset import ParquetSet, RowImages, row_uri
+from worker.engines import ENGINES
 from worker.errors import BadRequest, DocumentError
 from worker.labels import to_image
 from worker.settings import Settings
@@ -138,6 +140,12 @@ class TestRows:
         assert "가 나.png" in report
         summary = (here / "runs/train/summary.md").read_text()
         assert f"{count} (1 blank, 7 failed, 6 ok), in `train_pseudo_labels.parquet`" in summary
+
+    def test_a_row_without_an_id_gets_none_of_another_row(self, here: Path) -> None:
+        draw(here / "a.png")
+        write_set(here / "train.parquet", {"image_path": ["a.png"] * 4, "id": [1, 2, None, 4]})
+        assert pagefleet("run", "--dataset", "train.parquet", *COLOUR, cwd=here).returncode == 0
+        assert [row["id"] for row in rows(here / "runs/train")] == ["1", "2", "row-2", "4"]
 
     def test_the_file_has_the_types_that_training_reads(self, here: Path) -> None:
         """Polygons are those of the image as it lies there: the page that an engine sees may be turned and smaller."""
@@ -284,6 +292,14 @@ class TestRefusals:
         assert recorded.startswith("hunyuan: Tencent Hunyuan Community License")
         schema = pq.read_schema(here / "runs/train/train_pseudo_labels.parquet")
         assert json.loads(schema.metadata[b"pagefleet"])["accepted_licence"] == recorded
+
+    def test_forbidden_is_told_before_what_is_missing_here(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(ENGINES, "hunyuan", replace(ENGINES["hunyuan"], requires=("not_installed_here",)))
+        done = invoke("run", "--dataset", "train.parquet", "--engine", "hunyuan")
+        assert done.exit_code == 2
+        assert "hunyuan must not label data" in done.stderr
+        done = invoke("run", "--dataset", "train.parquet", "--engine", "hunyuan", "--accept-licence")
+        assert "hunyuan needs not_installed_here" in done.stderr
 
     def test_a_server_whose_only_model_forbids_it(self, here: Path) -> None:
         draw(here / "a.png")

@@ -340,7 +340,10 @@ class TestSelection:
 
     def test_none_exists(self, decoder: Decoder, save: Callable[[bytes], str]) -> None:
         path = save(corpus.encode(corpus.text_image(), "PNG"))
-        assert failure(decoder, path, "2-3").code is FailureCode.NO_SUCH_PAGE
+        failed = failure(decoder, path, "2-3")
+        assert failed.code is FailureCode.NO_SUCH_PAGE
+        assert failed.message == "pages 2-3 don't exist: the document has 1 page"
+        assert failure(decoder, path, "9").message == "page 9 doesn't exist: the document has 1 page"
         assert outcomes(decoder, path) == [1]
 
     def test_leaving_early(self, decoder: Decoder, tmp_path: Path) -> None:

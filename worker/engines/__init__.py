@@ -6,10 +6,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from worker.contract import Line
+from worker.contract import Line, Options
+from worker.engines.options import OptionsTaken, Trial
 from worker.engines.presets import PRESETS, Preset
 from worker.errors import BadRequest
 
@@ -169,15 +171,34 @@ def check_engine(name: str) -> None:
         )
 
 
+def check_options(name: str, options: Options) -> None:
+    """Refuses options that an engine of the table would refuse, without building it; nor need it be installed here.
+
+    Raises: BadRequest.
+    """
+    if name not in ENGINES:
+        return  # anyone's own: only building it tells
+    trial = Trial(options.engine_options)
+    if (fallback := trial.get("fallback")) in ENGINES and missing_modules(str(fallback)):
+        del trial["fallback"]  # it has to be installed where it reads
+    settings = EngineSettings(1, timeout=options.engine_timeout, lang=options.lang, options=trial)
+    with suppress(OptionsTaken):
+        _factory(name)(replace(settings, name=name))
+
+
 def build_engine(name: str, settings: EngineSettings) -> Engine:
     """An engine of the table, or anyone's own as `package.module:Class`.
 
     Raises: BadRequest where there is no such engine, or its libraries or options are wrong.
     """
     check_engine(name)
+    return _factory(name)(replace(settings, name=name))
+
+
+def _factory(name: str) -> Callable[[EngineSettings], Engine]:
     module, _, attribute = (ENGINES[name].factory if name in ENGINES else name).partition(":")
     try:
         factory: Callable[[EngineSettings], Engine] = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise BadRequest(f"engine {name} cannot be loaded: {error}") from error
-    return factory(replace(settings, name=name))
+    return factory

@@ -40,12 +40,24 @@ def _holds_secret(value: str) -> bool:
     return bool(parts.scheme and parts.netloc and ("@" in parts.netloc or parts.query or parts.fragment))
 
 
+class Trial(dict[str, Any]):
+    """Options that an engine is given to see whether it takes them, and for nothing else."""
+
+
+class OptionsTaken(Exception):
+    """Ends the building of an engine that has taken all options of a trial."""
+
+
 class Taker:
-    """Takes options one by one; `done` refuses those that nobody took. All raise BadRequest."""
+    """Takes options one by one; `done` refuses those that nobody took. All raise BadRequest.
+
+    An engine does nothing costly before `done`, which ends a trial.
+    """
 
     def __init__(self, engine: str, options: Mapping[str, Any]) -> None:
         self._engine = engine
         self._options = dict(options)
+        self._trial = isinstance(options, Trial)
         self._known: list[str] = []
         refuse_secrets(options)
 
@@ -90,6 +102,8 @@ class Taker:
         if unknown := sorted(self._options):
             known = ", ".join(sorted(self._known)) or "none"
             raise BadRequest(f"engine {self._engine} has no option {unknown[0]!r}; it has: {known}")
+        if self._trial:
+            raise OptionsTaken
 
     def _take(self, name: str) -> Any:
         self._known.append(name)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from worker.contract import Line
 from worker.engines import EngineSettings, PageImage, PageText
+from worker.engines.options import Taker
 from worker.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -82,14 +83,14 @@ class RapidOcrEngine:
     def __init__(self, settings: EngineSettings) -> None:
         """Raises BadRequest for an option, a backend or a language that the engine doesn't have."""
         _check_language(settings.lang)
-        unknown = sorted(settings.options.keys() - {"backend"})
-        if unknown:
-            raise BadRequest(f"engine rapidocr has no option {unknown[0]!r}; it has: backend ({'|'.join(BACKENDS)})")
+        options = Taker(self.name, settings.options)
+        backend = options.text("backend", choices=BACKENDS)
+        options.done()
         folder = _model_folder()
         detector, recogniser = folder / "PP-OCRv6_det_small.onnx", folder / "PP-OCRv6_rec_small.onnx"
         self.concurrency = 2  # one page's inference beside another's pre- and post-processing
         self.revision: str | None = _revision(detector, recogniser)
-        runtime = _runtime(settings.options.get("backend"), settings.threads, self.concurrency)
+        runtime = _runtime(backend, settings.threads, self.concurrency)
         self._detector = runtime.load(detector, DET_CACHED_KERNELS)
         self._recogniser = runtime.load(recogniser, REC_CACHED_KERNELS)
         self._logits = runtime.gives_logits
@@ -260,14 +261,12 @@ class _Runtime(Protocol):
     def metadata(self, path: Path, key: str) -> str: ...
 
 
-def _runtime(backend: object, threads: int, requests: int) -> _Runtime:
+def _runtime(backend: str | None, threads: int, requests: int) -> _Runtime:
     """The backend asked for, else OpenVINO where it can be loaded, else ONNX Runtime."""
     if backend == "openvino":
         return _OpenVino(threads, requests)
     if backend == "onnxruntime":
         return _OnnxRuntime(threads)
-    if backend is not None:
-        raise BadRequest(f"engine rapidocr: backend {backend!r} doesn't exist; choose one of {', '.join(BACKENDS)}")
     try:
         return _OpenVino(threads, requests)
     except BadRequest:
