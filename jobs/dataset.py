@@ -21,6 +21,7 @@ from urllib.parse import unquote
 from jobs.errors import JobError, UsageError
 from jobs.plan import MAX_SHARDS, Plan, PlannedTask, safe_segment
 from jobs.results import RunFolder
+from jobs.wording import plural
 from worker import __version__
 from worker.contract import Dataset, Task
 from worker.dataset import ParquetSet, column_kind, image_uri, is_text, row_uri
@@ -112,7 +113,8 @@ def plan_dataset(storage: Storage, request: DatasetRequest, engine: str, engine_
     images = _Images(storage, dataset)
     duplicates, dataset.addresses = images.compare()
     if duplicates:
-        warnings.append(f"{len(duplicates):,} rows name the image of an earlier row: it is read once, for all of them")
+        name = f"{plural(len(duplicates), 'row')} {'names' if len(duplicates) == 1 else 'name'}"
+        warnings.append(f"{name} the image of an earlier row: it is read once, for all of them")
     if request.in_s3 and kind == "path" and not any(uri.startswith("s3://") for uri, _ in images):
         raise UsageError(
             f"no row of {request.uri} names an image in S3, and a run on AWS reads nothing else: upload them, and say "

@@ -18,7 +18,7 @@ from jobs.errors import JobError, UsageError
 from jobs.plan import Plan, Sharding, describe_run, find_inputs, make_plan, new_run_id, read_keys_file, write_plan
 from jobs.progress import Progress
 from jobs.results import Document, RunFolder
-from jobs.runner import Runner, RunnerOptions, ShardEnd
+from jobs.runner import Runner, RunnerOptions, ShardEnd, last_error
 from jobs.summary import Summary
 from jobs.wording import plural
 from worker import __version__
@@ -234,11 +234,7 @@ def _stop_on_signal(runner: Runner, progress: Progress) -> Iterator[Callable[[],
 
 
 def _last_message(stderr: Sequence[str]) -> str:
-    """What a worker said last, without the log's time and name."""
-    for line in reversed(stderr):
-        if " ERROR " in line:
-            return line.partition(" ERROR ")[2].partition(": ")[2]
-    return stderr[-1] if stderr else "it said nothing"
+    return last_error(stderr) or (stderr[-1] if stderr else "it said nothing")
 
 
 def _is_run_id(name: str) -> bool:

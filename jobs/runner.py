@@ -11,10 +11,10 @@ import subprocess
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import IO, Any
 
 from worker.contract import ExitCode, Receipt
 from worker.receipts import ProgressNews, parse_line
@@ -113,7 +113,9 @@ class Runner:
             if code == ExitCode.OK or action == "EXIT" or self._stopping.is_set():
                 return end
             if attempt < self._options.attempts:
-                self._tell(self._on_log, f"shard {shard}: attempt {attempt} ended with {code}, trying again")
+                error = last_error(stderr)
+                why = f": {error}; trying again" if error else ", trying again"
+                self._tell(self._on_log, f"shard {shard}: attempt {attempt} ended with {code}{why}")
                 if code == ExitCode.TRY_AGAIN:
                     self._stopping.wait(pause)
                     pause *= 2
@@ -148,7 +150,8 @@ class Runner:
         tail: deque[str] = deque(maxlen=TAIL_LINES)
         with process:
             assert process.stdout
-            reader = threading.Thread(target=tail.extend, args=(process.stderr,), daemon=True)
+            assert process.stderr
+            reader = threading.Thread(target=self._keep, args=(shard, process.stderr, tail), daemon=True)
             reader.start()
             for line in process.stdout:
                 self._hear(line)
@@ -157,6 +160,15 @@ class Runner:
         with self._lock:
             del self._processes[shard]
         return (128 - code if code < 0 else code), [line.rstrip("\n") for line in tail]
+
+    def _keep(self, shard: int, stderr: IO[str], tail: deque[str]) -> None:
+        """Keeps the last lines, and tells the first warning, such as that a server is away."""
+        warned = False
+        for line in stderr:
+            tail.append(line)
+            if not warned and (warning := _logged(line, "WARNING")):
+                warned = True
+                self._tell(self._on_log, f"shard {shard}: {warning}")
 
     def _hear(self, line: str) -> None:
         """A line of a worker's standard output: a receipt, or progress."""
@@ -169,6 +181,16 @@ class Runner:
     def _tell(self, listener: Callable[[Any], None], what: object) -> None:
         with self._telling:
             listener(what)
+
+
+def last_error(stderr: Sequence[str]) -> str | None:
+    """What a worker said last of why it ends, without the log's time and name."""
+    return next((said for line in reversed(stderr) if (said := _logged(line, "ERROR"))), None)
+
+
+def _logged(line: str, level: str) -> str | None:
+    """The message of a line that the worker's log has at that level."""
+    return line.partition(f" {level} ")[2].partition(": ")[2].rstrip("\n") or None
 
 
 def share_cpus(cpus: int, workers: int | None = None) -> tuple[int, int]:

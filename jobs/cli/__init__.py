@@ -11,13 +11,14 @@ import click
 
 from jobs.cli import batch, dataset, image, workflow
 from jobs.cli.bench import bench_command
-from jobs.cli.options import engine_options
+from jobs.cli.options import engine_options, note_unchanged
 from jobs.errors import CliExit, JobError
 from jobs.wording import have, plural
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from jobs.plan import Plan
     from jobs.results import Document, RunFolder
     from jobs.summary import Summary
     from worker.contract import Options
@@ -122,11 +123,13 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     storage, out = open_storage(), local.out_uri(given["out"], labelling)
     if given["resume"] and not given["dry_run"] and (found := local.find_run(storage, out)):
         dataset.check_same(found, labelling, request.engine)
+        note_unchanged(found.run, request.options, labelling)
         _resume(found, given | {"retry_failed": False})
     local.check_out(storage, out)
     plan = local.plan_run(storage, request, out)
     if given["dry_run"]:
-        _show_plan(plan, local.shown(out), request.engine, as_json=given["as_json"])
+        into = local.shown(out) if given["out"] or labelling else None  # else the run itself makes up a name
+        _show_plan(plan, into, "runs/", request.engine, as_json=given["as_json"])
         return
     folder = local.start_run(storage, request, plan, out)
     runner = RunnerOptions(workers=workers, threads=threads)
@@ -242,11 +245,11 @@ def engines_command() -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from worker.engines import ENGINES, missing_modules
+    from worker.engines import ENGINES, missing_modules, missing_programs
 
     table = Table("engine", "runs on", "licence", "installed", box=None, pad_edge=False)
     for name, info in ENGINES.items():
-        missing = missing_modules(name)
+        missing = missing_modules(name) + missing_programs(name)
         state = f"no ({', '.join(missing)} missing): {info.install}" if missing else "yes"
         table.add_row(*map(Text, (name, info.runs_on, info.licence, state)))
     _console().print(table)
@@ -296,11 +299,12 @@ def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, 
             CliExit.UNACCOUNTED,
         )
     if documents.failed or documents.partial:
-        _fail(
-            f"{plural(documents.failed, 'document')} failed and {documents.partial:,} in part: see "
-            f"{shown(folder.paths.file('summary.md'))}",
-            CliExit.SOME_FAILED,
-        )
+        if not documents.failed:
+            told = f"{plural(documents.partial, 'document')} failed in part"
+        else:
+            told = f"{plural(documents.failed, 'document')} failed"
+            told += f" and {documents.partial:,} in part" if documents.partial else ""
+        _fail(f"{told}: see {shown(folder.paths.file('summary.md'))}", CliExit.SOME_FAILED)
     sys.exit(CliExit.OK)
 
 
@@ -343,7 +347,10 @@ class _Table:
             console.print(f"… and {self._count - len(self._rows):,} more")
 
 
-def _show_plan(plan: Any, out: str, engine: str, *, as_json: bool, **more: Any) -> None:
+def _show_plan(plan: Plan, out: str | None, below: str, engine: str, *, as_json: bool, **more: Any) -> None:
+    """`out` is None of a new folder below `below`."""
+    from jobs.local import shown
+
     if as_json:
         click.echo(
             _json(
@@ -365,9 +372,11 @@ def _show_plan(plan: Any, out: str, engine: str, *, as_json: bool, **more: Any) 
         f"would read {plural(plan.documents, 'document')} as {plural(len(plan.tasks), 'task')} "
         f"in {plural(plan.shards, 'shard')} with {engine}"
     )
-    click.echo(f"from {plan.root} into {out}")
-    for uri, _, pages, part, parts in itertools.islice(plan.tasks, 20):
-        click.echo(f"  {uri}" + (f"  pages {pages}" if pages else "") + (f"  (part {part} of {parts})" if part else ""))
+    click.echo(f"into {out or f'a new folder below {below}'}")
+    for uri, name, pages, part, parts in itertools.islice(plan.tasks, 20):
+        path = shown(uri).encode("utf-8", "backslashreplace").decode()
+        more_of_it = (f"  pages {pages}" if pages else "") + (f"  (part {part} of {parts})" if part else "")
+        click.echo(f"  {name}  ←  {path}{more_of_it}")
     if len(plan.tasks) > 20:
         click.echo(f"  … and {len(plan.tasks) - 20:,} more")
     for warning in plan.warnings:

@@ -54,6 +54,7 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
     from jobs import batch, cost
     from jobs.cli import _json, _options, _show_plan
     from jobs.cli.dataset import check_same, dataset_request
+    from jobs.cli.options import note_unchanged
     from jobs.plan import Sharding, new_run_id
     from jobs.results import open_run
     from jobs.runs import measured_rate
@@ -79,7 +80,9 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
     )
     storage = open_storage()
     if given["resume"] and not given["dry_run"] and batch.read_record(storage, RunPaths(stack.run_uri(run_id))):
-        check_same(open_run(stack.run_uri(run_id), storage), request.dataset, request.engine)
+        found = open_run(stack.run_uri(run_id), storage)
+        check_same(found, request.dataset, request.engine)
+        note_unchanged(found.run, request.options, request.dataset)
         resume(run_id, retry_failed=False, stack=stack.stack, region=stack.region, as_json=given["as_json"])
         return
     kind = batch.choose_definition(stack, request.engine, given["on"])
@@ -89,10 +92,9 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
     rate = measured_rate(aws, storage, stack, request.engine, kind)
     estimate = cost.estimate(plan, request.engine, stack.definition(kind), *(rate or ()))
     if given["dry_run"]:
-        if given["as_json"]:
-            _show_plan(plan, stack.run_uri(run_id), request.engine, as_json=True, estimate=estimate.model_dump())
-        else:
-            _show_plan(plan, stack.run_uri(run_id), request.engine, as_json=False)
+        into, below = stack.run_uri(run_id) if given["run_id"] else None, stack.run_uri("")
+        _show_plan(plan, into, below, request.engine, as_json=given["as_json"], estimate=estimate.model_dump())
+        if not given["as_json"]:
             _tell_estimate(estimate)
         return
     for warning in plan.warnings:
@@ -413,9 +415,13 @@ def _open(run: str, given: dict[str, Any]) -> BatchRun:
 
     if "://" in run or Path(run).is_dir():
         return open_batch_run(open_storage(), run)
-    check_run_id(run)
-    aws, stack = _stack(given)
-    return open_batch_run(open_storage(), stack.run_uri(run), aws)
+    try:
+        check_run_id(run)
+        aws, stack = _stack(given)
+        return open_batch_run(open_storage(), stack.run_uri(run), aws)
+    except JobError:
+        click.echo(f"note: there is no folder {run} here, so it is taken for the id of a run on AWS", err=True)
+        raise
 
 
 def _tell_estimate(estimate: Any) -> None:

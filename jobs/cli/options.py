@@ -5,7 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from typing import TYPE_CHECKING
+
 import click
+from click.core import ParameterSource
+
+if TYPE_CHECKING:
+    from jobs.dataset import DatasetRequest
+    from worker.contract import Options, Run
+
+
+def note_unchanged(run: Run, options: Options, dataset: DatasetRequest | None) -> None:
+    """Tells which options of the command line a run that goes on does not take over: it is read as it was planned."""
+    given = click.get_current_context().get_parameter_source
+    kept = [
+        f"--{name.replace('_', '-')} (it has {getattr(run.options, name)})"
+        for name in type(options).model_fields
+        if given(name) is ParameterSource.COMMANDLINE
+        and name != "engine_options"
+        and getattr(options, name) != getattr(run.options, name)
+    ]
+    has = run.options.engine_options
+    kept += [
+        f"the engine's option {name} (it has {has.get(name, 'none')})"
+        for name, value in options.engine_options.items()
+        if has.get(name) != value
+    ]
+    if dataset and run.dataset and given("batch_size") is ParameterSource.COMMANDLINE:
+        if dataset.batch_size != run.dataset.batch_size:
+            kept.append(f"--batch-size (it has {run.dataset.batch_size})")
+    if kept:
+        click.echo(f"note: the run goes on as it was planned, without the new {', '.join(kept)}", err=True)
 
 
 def engine_options(pairs: Sequence[str], model: str | None = None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -14,6 +15,8 @@ from pathlib import Path
 from worker.contract import Line
 from worker.engines import EngineSettings, PageImage, PageText
 from worker.errors import BadRequest, TryAgain
+
+log = logging.getLogger(__name__)
 
 COLOURS = {
     "raise": (200, 0, 0),
@@ -137,6 +140,15 @@ class Parting(Colour):
 class Unbuildable(Colour):
     def __init__(self, settings: EngineSettings) -> None:
         raise RuntimeError("no such device")
+
+
+class Away(Colour):
+    """Needs a server that isn't there."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        log.warning("waiting for the server")
+        log.warning("still waiting")
+        raise TryAgain("the server is not ready; is it running?")
 
 
 class DiesAtStart(Colour):

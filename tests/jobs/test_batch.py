@@ -140,6 +140,8 @@ def test_a_dry_run_shows_plan_and_estimate_and_leaves_nothing(deployed: Deployed
     assert done.exit_code == 0, done.output
     assert "would read 3 documents" in done.stdout
     assert "about 3 pages" in done.stdout
+    assert "into a new folder below s3://outputs/runs/" in done.stdout
+    assert "  0.png  ←  s3://inputs/scans/0.png" in done.stdout
     told = json.loads(pagefleet("submit", "scans/0.png", "--dry-run", "--json").stdout)
     assert told["estimate"]["usd"] > 0
     assert objects(deployed) == set()

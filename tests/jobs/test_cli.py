@@ -120,6 +120,10 @@ def test_failed_documents_are_listed_and_the_rest_is_read(folder: Path) -> None:
         "red.png": "ok",
     }
     assert not (folder / "out/failures/red.png.json").exists()
+    assert "1 document failed and 1 in part: see out/summary.md" in again.stderr
+    (folder / "in/half.tiff").unlink()
+    done = pagefleet("run", "in", "--out", "whole", "--no-report", *COLOUR, cwd=folder)
+    assert "pagefleet: 1 document failed: see whole/summary.md" in done.stderr
 
 
 def test_a_document_in_parts_is_put_together_as_if_read_in_one_piece(folder: Path) -> None:
@@ -150,6 +154,21 @@ def test_pages_of_a_part_that_failed_stay_in_the_document(folder: Path) -> None:
     assert {page.status for page in result.pages} == {"ok"}
 
 
+def test_a_run_that_goes_on_says_which_new_options_it_does_not_take_over(folder: Path) -> None:
+    log = f"log={folder / 'log'}"
+    first = ("run", "in", "--out", "out", "--no-report", "--lang", "ko", "--engine-option", log, *COLOUR)
+    assert pagefleet(*first, cwd=folder).returncode == 0
+    again = pagefleet(*first, "--resume", "--dpi", "200", cwd=folder)
+    assert (again.returncode, again.stderr.count("note: ")) == (0, 0), again.stderr
+    others = ("--dpi", "100", "--lang", "en", "--engine-option", "log=other", "--resume")
+    again = pagefleet("run", "in", "--out", "out", "--no-report", *others, *COLOUR, cwd=folder)
+    assert again.returncode == 0, again.stderr
+    assert (
+        "note: the run goes on as it was planned, without the new --dpi (it has 200), --lang (it has ko), "
+        f"the engine's option log (it has {folder / 'log'})" in again.stderr
+    )
+
+
 def test_selected_pages(folder: Path) -> None:
     draw_frames(folder / "long/book.tiff", ["read"] * 5)
     assert pagefleet("run", "long", "--out", "out", "--pages", "2-3,5,9", *COLOUR, cwd=folder).returncode == 0
@@ -165,8 +184,16 @@ def test_a_dry_run_touches_nothing(folder: Path) -> None:
     done = pagefleet("run", "in", "--out", "out", "--dry-run", *COLOUR, cwd=folder)
     assert done.returncode == 0
     assert "would read 3 documents as 3 tasks in 1 shard with" in done.stdout
+    assert done.stdout.splitlines()[1:] == [
+        "into out",
+        "  a.png  ←  in/a.png",
+        "  c.tiff  ←  in/c.tiff",
+        "  deep/한국어 b+c,%2F#.png  ←  in/deep/한국어 b+c,%2F#.png",
+    ]
     as_json = pagefleet("run", "in", "--dry-run", "--json", *COLOUR, cwd=folder)
     assert json.loads(as_json.stdout)["documents"] == 3
+    assert json.loads(as_json.stdout)["out"] is None
+    assert "into a new folder below runs/" in pagefleet("run", "in", "--dry-run", *COLOUR, cwd=folder).stdout
     assert sorted(folder.rglob("*")) == before
 
 
@@ -203,6 +230,15 @@ def test_wrong_usage_is_told_in_a_line(folder: Path, arguments: list[str], said:
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["resume", "watch", "fetch", "cancel", "logs", "cost"])
+def test_a_mistyped_folder_is_told_before_what_is_missing_of_aws(folder: Path, command: str) -> None:
+    done = pagefleet(command, "nowhere", cwd=folder, AWS_CONFIG_FILE="none")
+    assert done.returncode == 1
+    first, second = done.stderr.splitlines()
+    assert first == "note: there is no folder nowhere here, so it is taken for the id of a run on AWS"
+    assert second.startswith("pagefleet: no AWS region is set")
 
 
 def test_a_run_that_is_there_is_not_written_over(folder: Path) -> None:
@@ -340,6 +376,17 @@ def test_engines_are_listed_with_what_their_licences_forbid() -> None:
     assert "not for use in the EU, the UK or South Korea; its output may not improve other models" in listed["hunyuan"]
     assert "firms under 2 million $ of revenue" in listed["chandra"]
     assert "Apache-2.0" in listed["lighton"]
+
+
+def test_vllm_is_installed_where_its_program_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def listed() -> str:
+        lines = CliRunner().invoke(main, ["engines"]).stdout.splitlines()
+        return next(line for line in lines if line.startswith("vllm "))
+
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "no (vllm missing): pip install" in listed()
+    (tmp_path / "vllm").touch(0o755)
+    assert listed().rstrip().endswith(" yes")
 
 
 def test_a_folder_of_weights_is_found_from_wherever_the_worker_runs(folder: Path) -> None:

@@ -146,6 +146,9 @@ class TestRows:
         write_set(here / "train.parquet", {"image_path": ["a.png"] * 4, "id": [1, 2, None, 4]})
         assert pagefleet("run", "--dataset", "train.parquet", *COLOUR, cwd=here).returncode == 0
         assert [row["id"] for row in rows(here / "runs/train")] == ["1", "2", "row-2", "4"]
+        write_set(here / "two.parquet", {"image_path": ["a.png"] * 2})
+        planned = pagefleet("run", "--dataset", "two.parquet", "--dry-run", *COLOUR, cwd=here)
+        assert "note: 1 row names the image of an earlier row" in planned.stdout
 
     def test_the_file_has_the_types_that_training_reads(self, here: Path) -> None:
         """Polygons are those of the image as it lies there: the page that an engine sees may be turned and smaller."""

@@ -70,6 +70,17 @@ def test_there_are_only_so_many_attempts(make_run: MakeRun) -> None:
     assert (end.attempts, end.exit_code, end.ok) == (3, 137, False)
 
 
+def test_why_an_attempt_is_not_the_last_is_told_at_once(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read"}, engine="tests.faults.engines:Away")
+    heard = Heard()
+    runner(run, heard, attempts=2, pause=0.0).run([0])
+    assert heard.log == [
+        "shard 0: waiting for the server",
+        "shard 0: attempt 1 ended with 75: the server is not ready; is it running?; trying again",
+        "shard 0: waiting for the server",
+    ]
+
+
 def test_a_wrong_request_is_not_tried_again(make_run: MakeRun) -> None:
     run = make_run({"a.png": "read"}, engine="nix")
     (end,) = runner(run, Heard()).run([0])

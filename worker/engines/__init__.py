@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -96,6 +97,7 @@ class EngineInfo:
     licence: str
     requires: tuple[str, ...]  # modules that must be importable
     install: str  # how to get them
+    programs: tuple[str, ...] = ()  # that are started, unless the engine's options name others
 
 
 _BASE = "`.venv/bin/pip install --require-hashes -r requirements/base.txt` in the checkout"
@@ -136,7 +138,8 @@ ENGINES: dict[str, EngineInfo] = {
         factory="worker.engines.vllm_server:VllmEngine",
         runs_on="GPU; starts `vllm serve` beside the worker",
         licence="the model's; see presets",
-        requires=("httpx",),  # its server is a program of its own: the engine says so where it is missing
+        requires=("httpx",),
+        programs=("vllm",),  # only building the engine refuses to do without: `command` may name another
         install=f"{_BASE}, and vllm",
     ),
     "upstage": EngineInfo(
@@ -153,6 +156,11 @@ ENGINES: dict[str, EngineInfo] = {
 def missing_modules(name: str) -> list[str]:
     """Which of the modules that a known engine needs are not installed; looks without importing them."""
     return [module for module in ENGINES[name].requires if importlib.util.find_spec(module) is None]
+
+
+def missing_programs(name: str) -> list[str]:
+    """Which of the programs that a known engine starts are not on the PATH."""
+    return [program for program in ENGINES[name].programs if shutil.which(program) is None]
 
 
 def check_engine(name: str) -> None:
