@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+RUNS = "runs"  # below the current folder, where runs go unless told otherwise
+
+
 @dataclass(frozen=True)
 class Request:
     """What `pagefleet run` was asked for."""
@@ -128,8 +131,12 @@ def discard(folder: RunFolder) -> None:
     for entry in list(folder.storage.list(folder.paths.file(""))):
         folder.storage.delete(entry.uri)
     if folder.uri.startswith("file://"):
-        for directory, _, _ in os.walk(uri_path(folder.uri), topdown=False):
-            with suppress(OSError):  # of one in which somebody has put something by now
+        path = uri_path(folder.uri)
+        directories = [below for below, _, _ in os.walk(path, topdown=False)]
+        if path.parent == Path(RUNS).absolute():
+            directories.append(RUNS)
+        for directory in directories:
+            with suppress(OSError):  # of one in which there is something else
                 os.rmdir(directory)
 
 
@@ -173,7 +180,7 @@ def shown(uri: str) -> str:
 def out_uri(out: str | None, dataset: DatasetRequest | None = None) -> str:
     """Where a run goes: as asked, or `runs/<run id>` below the current folder; `runs/<name>` of a dataset, so that the
     same command with `--resume` finds it again."""
-    return to_uri(out or f"runs/{dataset_name(dataset.uri) if dataset else new_run_id()}").rstrip("/")
+    return to_uri(out or f"{RUNS}/{dataset_name(dataset.uri) if dataset else new_run_id()}").rstrip("/")
 
 
 def find_run(storage: Storage, out: str) -> RunFolder | None:

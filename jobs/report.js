@@ -417,6 +417,10 @@
   }));
   window.addEventListener("hashchange", open);
   window.addEventListener("resize", drawList);
+  new ResizeObserver(() => {  // its chips may take several rows: what sticks below it has to know
+    const sticky = getComputedStyle($("bar")).position === "sticky";
+    document.documentElement.style.setProperty("--bar", sticky ? `${$("bar").offsetHeight}px` : "0px");
+  }).observe($("bar"));
 
   const notes = $("notes");
   if (notes) work.before(notes);

@@ -129,7 +129,7 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     plan = local.plan_run(storage, request, out)
     if given["dry_run"]:
         into = local.shown(out) if given["out"] or labelling else None  # else the run itself makes up a name
-        _show_plan(plan, into, "runs/", request.engine, as_json=given["as_json"])
+        _show_plan(plan, into, f"{local.RUNS}/", request.engine, as_json=given["as_json"])
         return
     folder = local.start_run(storage, request, plan, out)
     runner = RunnerOptions(workers=workers, threads=threads)

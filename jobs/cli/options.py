@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-
 from typing import TYPE_CHECKING
 
 import click
@@ -31,9 +30,9 @@ def note_unchanged(run: Run, options: Options, dataset: DatasetRequest | None) -
         for name, value in options.engine_options.items()
         if has.get(name) != value
     ]
-    if dataset and run.dataset and given("batch_size") is ParameterSource.COMMANDLINE:
-        if dataset.batch_size != run.dataset.batch_size:
-            kept.append(f"--batch-size (it has {run.dataset.batch_size})")
+    rows = run.dataset.batch_size if run.dataset else None
+    if dataset and given("batch_size") is ParameterSource.COMMANDLINE and dataset.batch_size != rows:
+        kept.append(f"--batch-size (it has {rows})")
     if kept:
         click.echo(f"note: the run goes on as it was planned, without the new {', '.join(kept)}", err=True)
 

@@ -253,6 +253,8 @@ def test_what_the_worker_refuses_is_wrong_usage_and_leaves_nothing(folder: Path)
     assert done.returncode == 2
     assert not (folder / "out").exists()
     assert "the worker refuses the run: " in done.stderr
+    assert pagefleet("run", "in", "--engine", "openai", cwd=folder).returncode == 2
+    assert not (folder / "runs").exists()
     assert "Traceback" not in done.stderr
     assert pagefleet("run", "in", "--out", "out", "--no-report", *COLOUR, cwd=folder).returncode == 0
 
