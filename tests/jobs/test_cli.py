@@ -386,7 +386,7 @@ def test_vllm_is_installed_where_its_program_is(tmp_path: Path, monkeypatch: pyt
         return next(line for line in lines if line.startswith("vllm "))
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no (vllm missing): pip install" in listed()
+    assert "no (vllm missing): " in listed()
     (tmp_path / "vllm").touch(0o755)
     assert listed().rstrip().endswith(" yes")
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from worker.contract import Line, Options
-from worker.engines.options import OptionsTaken, Trial
 from worker.engines.presets import PRESETS, Preset
 from worker.errors import BadRequest
 
@@ -186,6 +185,8 @@ def check_options(name: str, options: Options) -> None:
     """
     if name not in ENGINES:
         return  # anyone's own: only building it tells
+    from worker.engines.options import OptionsTaken, Trial  # not above: what fetches an image's weights does without it
+
     trial = Trial(options.engine_options)
     if (fallback := trial.get("fallback")) in ENGINES and missing_modules(str(fallback)):
         del trial["fallback"]  # it has to be installed where it reads
