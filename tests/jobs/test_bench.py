@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
@@ -25,7 +26,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, ["bench", *map(str, arguments)])
 
 
-def told(*arguments: object) -> dict[str, object]:
+def told(*arguments: object) -> dict[str, Any]:
     done = run(*arguments, "--json")
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
@@ -62,11 +63,11 @@ def test_an_engine_that_reads_is_measured_with_its_errors_tokens_and_price(tmp_p
     )
     assert (found["engine"], found["model"], found["device"]) == ("trocr", str(TINY_TROCR), "cpu")
     assert str(found["revision"]).startswith("sha256:")
-    assert found["versions"].keys() >= {"torch", "transformers", "rapidocr", "pagefleet"}  # type: ignore[attr-defined]
+    assert found["versions"].keys() >= {"torch", "transformers", "rapidocr", "pagefleet"}
     assert (found["pages"], found["failed_pages"], found["documents_with_truth"]) == (2, 0, 2)
-    assert found["character_error_rate"] < 0.02  # type: ignore[operator]
+    assert found["character_error_rate"] < 0.02
     assert found["notes"] == []  # true texts are no documents that were passed over
-    pace, tokens = float(found["pages_per_second"]), float(found["tokens_per_second"])  # type: ignore[arg-type]
+    pace, tokens = float(found["pages_per_second"]), float(found["tokens_per_second"])
     written = sum(len("".join(fresh_strings(4, seed, shortest=5, alphabet=DISTINCT))) for seed in (1, 2))
     assert tokens / pace == pytest.approx(written / 2, rel=0.02)
     assert found["price"] == {
@@ -79,7 +80,7 @@ def test_an_engine_that_reads_is_measured_with_its_errors_tokens_and_price(tmp_p
 def test_pages_that_fail_are_blank_or_broken_are_told(pictures: Path) -> None:
     found = told(pictures, "--engine", COLOUR)
     assert (found["pages"], found["failed_pages"], found["blank_pages"]) == (4, 1, 1)
-    (note,) = found["notes"]  # type: ignore[misc]
+    (note,) = found["notes"]
     assert "broken.png: " in note
     assert "tokens_per_second" not in found  # this engine tells none
     assert "character_error_rate" not in found  # no truth is given
@@ -163,15 +164,15 @@ def test_a_price_counts_what_a_service_charges(tmp_path: Path, machine: Path, mo
         table = run(*asked, "--hourly-usd", 1).stdout
         assert len(service.asked) == 3 * 4
     assert found["device"] == "not told"
-    assert any("warms up" in note for note in found["notes"])  # type: ignore[attr-defined]
+    assert any("warms up" in note for note in found["notes"])
     price = found["price"]
     assert isinstance(price, dict)
-    machines = INSTANCES["g6.xlarge"].on_demand / 3600 / float(found["pages_per_second"]) * 1000  # type: ignore[arg-type]
+    machines = INSTANCES["g6.xlarge"].on_demand / 3600 / float(found["pages_per_second"]) * 1000
     assert price["charged_usd_per_1000_pages"] == 2
     assert price["usd_per_1000_pages"] == pytest.approx(2 + machines, rel=0.001)
     assert price["spot_usd_per_1000_pages"] == pytest.approx(2 + SPOT_SHARE * machines, rel=0.001)
     assert "price" not in unknown
-    assert "give what Upstage charges you" in unknown["notes"][-1]  # type: ignore[index]
+    assert "give what Upstage charges you" in unknown["notes"][-1]
     assert "give what Upstage charges you" in table
 
 
@@ -183,8 +184,8 @@ def test_this_machine_tells_no_price_of_a_server_elsewhere(pictures: Path, machi
         found, given = told(*asked), told(*asked, "--hourly-usd", 0.9)
     assert (found["device"], found["model"]) == ("not told", "tiny")
     assert "price" not in found
-    assert "--hourly-usd of the machine that the server runs on" in found["notes"][-1]  # type: ignore[index]
-    assert given["price"]["usd_per_hour"] == 0.9  # type: ignore[index]
+    assert "--hourly-usd of the machine that the server runs on" in found["notes"][-1]
+    assert given["price"]["usd_per_hour"] == 0.9
 
 
 def test_no_figure_is_given_where_nothing_was_read(pictures: Path) -> None:
