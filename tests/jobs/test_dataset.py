@@ -584,11 +584,13 @@ class TestReading:
 
 class Upstage:
     """Upstage's Document OCR on loopback, as `tests.worker.test_engine_upstage` describes it: a page is known by its
-    width. After `limit` requests nobody listens any more."""
+    width. After `limit` requests nobody listens any more; answers to those after the 37th wait for `go_on`."""
 
     def __init__(self, limit: int | None = None, port: int = 0) -> None:
         self.asked: list[int] = []  # widths of the pages, in the order they came
         self.reached = threading.Event()  # 37 pages were asked for
+        self.go_on = threading.Event()
+        self.go_on.set()
         self._limit = limit
         self._listener = socket.create_server(("127.0.0.1", port))
         self.port = self._listener.getsockname()[1]
@@ -603,6 +605,7 @@ class Upstage:
 
     def _serve(self) -> None:
         upstage = self
+        counting = threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
@@ -610,14 +613,18 @@ class Upstage:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 _, _, data = Asked("POST", self.path, headers, body).form["document"]
                 width, height = Image.open(io.BytesIO(data)).size
-                upstage.asked.append(width)
+                with counting:
+                    upstage.asked.append(width)
+                    number = len(upstage.asked)
+                if number == 37:
+                    upstage.reached.set()
+                if number > 37:
+                    upstage.go_on.wait()
                 said = json.dumps(upstage_answer(width, height)).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(said)))
                 self.end_headers()
                 self.wfile.write(said)
-                if len(upstage.asked) == 37:
-                    upstage.reached.set()
 
             def log_message(self, *_: object) -> None:
                 pass
@@ -685,10 +692,14 @@ class TestUpstage:
 
     def test_asked_to_stop_at_row_37_of_100_and_resumed(self, hundred: Path) -> None:
         upstage = Upstage()
+        upstage.go_on.clear()
         try:
             with self.start(upstage, batch_size=100) as run:
                 assert upstage.reached.wait(300)
                 run.terminate()
+                assert run.stderr is not None
+                assert any("stopping" in line for line in run.stderr)
+                upstage.go_on.set()
                 _, errors = run.communicate(timeout=300)
             assert run.returncode == 4, errors
             assert "resume" in errors
@@ -697,6 +708,7 @@ class TestUpstage:
                 _, errors = run.communicate(timeout=300)
             assert run.returncode == 0, errors
         finally:
+            upstage.go_on.set()
             upstage.close()
         self.check(hundred, upstage.asked)
 
