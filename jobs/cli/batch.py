@@ -418,7 +418,7 @@ def _open(run: str, given: dict[str, Any]) -> BatchRun:
     try:
         check_run_id(run)
         aws, stack = _stack(given)
-        return open_batch_run(open_storage(), stack.run_uri(run), aws)
+        return open_batch_run(open_storage(), stack.run_uri(run), aws, stack)
     except JobError:
         click.echo(f"note: there is no folder {run} here, so it is taken for the id of a run on AWS", err=True)
         raise
