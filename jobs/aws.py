@@ -10,16 +10,13 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from jobs.errors import CliExit, JobError
+from worker.aws import THROTTLED, no_bucket, refused_credentials, throttled, unreachable, wrong_setup
 
 T = TypeVar("T")
 
 ATTEMPTS = 10  # of one request: botocore retries what is throttled, and slows down
 
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
-_INVALID = {"InvalidClientTokenId", "UnrecognizedClientException", "InvalidSignatureException", "AuthFailure"}
-_INVALID |= {"SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken"}
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"}
-_THROTTLED = {"Throttling", "ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown"}
 
 
 class AwsError(JobError):
@@ -47,7 +44,7 @@ class NoAnswer(AwsError):
 
 
 class Credentials(AwsError):
-    """There are no credentials, or they are no longer good: nothing else can be asked."""
+    """There are no credentials or no region, or they are no longer good: nothing else can be asked."""
 
     exit_code = CliExit.RUN_FAILED
 
@@ -115,26 +112,16 @@ class Aws:
             return request()
         except aws.ClientError as error:
             raise _translated(error, what) from error
-        except aws.NoRegionError as error:
-            raise Credentials("no AWS region is set: set AWS_REGION, or give --region") from error
-        except aws.ProfileNotFound as error:
-            raise Credentials(f"{error}: correct AWS_PROFILE, or add it with `aws configure sso`") from error
-        except (
-            aws.NoCredentialsError,
-            aws.PartialCredentialsError,
-            aws.TokenRetrievalError,
-            aws.SSOError,
-            aws.CredentialRetrievalError,
-        ) as error:
-            raise Credentials(
-                f"there are no AWS credentials ({error}): set AWS_PROFILE, or run `aws sso login`"
-            ) from error
         except (aws.EndpointConnectionError, aws.ConnectTimeoutError, aws.ProxyConnectionError) as error:
-            raise Unreachable(f"AWS cannot be reached for {what}: {error}; check the network and --region") from error
+            raise Unreachable(unreachable(what, error)) from error
         except (aws.HTTPClientError, aws.ConnectionError, ResponseParserError) as error:
-            raise NoAnswer(f"AWS gives no answer to {what}: {error}; check the network and --region") from error
+            raise NoAnswer(f"AWS gives no answer to {what}: {error}; check the network") from error
         except aws.ParamValidationError as error:
             raise AwsError(f"{what} is refused: {error}") from error
+        except (aws.BotoCoreError, ValueError) as error:
+            if said := wrong_setup(error):
+                raise Credentials(said) from error
+            raise
 
 
 def chunks(items: list[T], size: int) -> Iterator[list[T]]:
@@ -145,16 +132,13 @@ def chunks(items: list[T], size: int) -> Iterator[list[T]]:
 def _translated(error: Any, what: str) -> AwsError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     message = str(error.response.get("Error", {}).get("Message", "")).strip().rstrip(".")
-    if code in _EXPIRED:
-        return Credentials("the AWS credentials have expired: run `aws sso login`, then the same command again", code)
-    if code in _INVALID:
-        return Credentials(f"AWS refuses the credentials ({code}): check AWS_PROFILE", code)
+    if said := refused_credentials(code):
+        return Credentials(said, code)
     if code in _DENIED:
         return Denied(f"AWS denies {what} to these credentials: {message}; use the operator role", code)
-    if code in _THROTTLED:
-        return Throttled(f"AWS throttles {what} past {ATTEMPTS} attempts: try again in a minute", code)
+    if code in THROTTLED:
+        return Throttled(throttled(what, ATTEMPTS), code)
     if code == "NoSuchBucket":
-        bucket = error.response["Error"].get("BucketName", "")
-        return AwsError(f"there is no bucket {bucket} ({what}): `pulumi up` makes those of a stack", code)
+        return AwsError(no_bucket(error.response["Error"].get("BucketName", "")), code)
     failed = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
     return (NoAnswer if failed else AwsError)(f"AWS answers {what} with {code}: {message}", code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from worker import __version__
 from worker.contract import ExitCode, Options, RunPaths
 from worker.decode import Decoder
 from worker.engines import check_engine, check_options
+from worker.errors import DocumentError
 from worker.storage import Storage, file_errors, to_uri, uri_path
 from worker.versions import library_versions
 
@@ -87,8 +88,20 @@ def plan_run(storage: Storage, request: Request, out: str) -> Plan:
 
     with page_counter(storage, request.options) as count_pages:
         plan = make_plan(uris(), request.sharding, count_pages=count_pages)
+    check_sources(storage, (uri for uri, *_ in plan.tasks))
     plan.warnings = warnings + plan.warnings
     return plan
+
+
+def check_sources(storage: Storage, uris: Iterable[str]) -> None:
+    """Whether S3 can be asked at all, before each worker loads its engine to find out.
+
+    Raises: BadSetup without credentials that AWS takes; TryAgain where it is not reached.
+    """
+    in_s3 = next((uri for uri in uris if uri.startswith("s3://")), None)
+    if in_s3:
+        with suppress(DocumentError):  # of that document alone, or a bucket that may be read but not listed
+            next(iter(storage.list(in_s3)), None)
 
 
 def start_run(storage: Storage, request: Request, plan: Plan, out: str) -> RunFolder:

@@ -30,7 +30,7 @@ class _Group(click.Group):
     """Turns our exceptions into a message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from worker.errors import DocumentError, WorkerError
+        from worker.errors import BadRequest, BadSetup, DocumentError, WorkerError
 
         try:
             return super().invoke(ctx)
@@ -39,7 +39,8 @@ class _Group(click.Group):
         except DocumentError as error:
             _fail(error.message, CliExit.RUN_FAILED)
         except WorkerError as error:
-            _fail(str(error), CliExit.USAGE if error.exit_code == 64 else CliExit.RUN_FAILED)
+            asked_wrongly = isinstance(error, BadRequest) and not isinstance(error, BadSetup)
+            _fail(str(error), CliExit.USAGE if asked_wrongly else CliExit.RUN_FAILED)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -169,6 +170,7 @@ def resume_command(directory: str, *, stack: str, region: str | None, **given: A
 
 
 def _resume(folder: RunFolder, given: dict[str, Any]) -> NoReturn:
+    from jobs.local import check_sources
     from jobs.runner import RunnerOptions, share_cpus
     from worker.settings import available_cpus
 
@@ -180,6 +182,8 @@ def _resume(folder: RunFolder, given: dict[str, Any]) -> NoReturn:
         resumed_after=max(1, folder.last_attempt),  # even where an attempt died before its first receipt
         retry_failed=given["retry_failed"],
     )
+    if left:
+        check_sources(folder.storage, (task.uri for task in folder.tasks(min(left))))
     _read_and_finish(folder, sorted(left), runner, sum(left.values()), given)
 
 

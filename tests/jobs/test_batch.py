@@ -655,7 +655,7 @@ def test_a_forgotten_job_is_no_obstacle(deployed: Deployed, tmp_path: Path, monk
         (["submit", "--prefix", "s3://inputs/none/"], 2, "nothing to read"),
         (["submit", "--keys-file", "gone"], 2, "cannot read the key list"),
         (["submit", "file:///a.png"], 2, "is not in S3"),
-        (["submit", "s3://gone/a.png"], 1, "no such bucket"),
+        (["submit", "s3://gone/a.png"], 1, "there is no bucket gone"),
         (["submit", "a.png", "--stack", "prod"], 2, "stack prod is not deployed"),
         (["watch", "none"], 2, "there is no run at s3://outputs/runs/none"),
         (["fetch", "none"], 2, "there is no run at"),
