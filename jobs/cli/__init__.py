@@ -123,8 +123,8 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     )
     storage, out = open_storage(), local.out_uri(given["out"], labelling)
     if given["resume"] and not given["dry_run"] and (found := local.find_run(storage, out)):
-        dataset.check_same(found, labelling, request.engine)
-        note_unchanged(found.run, request.options, labelling)
+        dataset.check_same(found, labelling, request.engine, () if given["keys_file"] else inputs)
+        note_unchanged(found.run, request.options, request.sharding, labelling)
         _resume(found, given | {"retry_failed": False})
     local.check_out(storage, out)
     plan = local.plan_run(storage, request, out)

@@ -79,10 +79,12 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
         dataset=dataset_request(given | {"keys": keys}, partial(batch.input_uri, stack), in_s3=True),
     )
     storage = open_storage()
-    if given["resume"] and not given["dry_run"] and batch.read_record(storage, RunPaths(stack.run_uri(run_id))):
+    record = batch.read_record(storage, RunPaths(stack.run_uri(run_id))) if given["resume"] else None
+    if record and not given["dry_run"]:
         found = open_run(stack.run_uri(run_id), storage)
-        check_same(found, request.dataset, request.engine)
-        note_unchanged(found.run, request.options, request.dataset)
+        sources = [batch.input_uri(stack, key) for key in (*keys, *given["prefixes"]) if not given["keys_file"]]
+        check_same(found, request.dataset, request.engine, sources)
+        note_unchanged(found.run, request.options, request.sharding, request.dataset, record)
         resume(run_id, retry_failed=False, stack=stack.stack, region=stack.region, as_json=given["as_json"])
         return
     kind = batch.choose_definition(stack, request.engine, given["on"])

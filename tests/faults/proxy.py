@@ -21,8 +21,8 @@ DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access 
 
 @contextmanager
 def faulty_proxy(upstream: str, fault: Fault) -> Iterator[str]:
-    """Yields the proxy's address. Faults: "slow_down", "throttled", "denied", "reset", "cut" (half of the body), "error"
-    (500); and once the server has done what it was asked for, "lost" (a reset) and "lost_error" (500).
+    """Yields the proxy's address. Faults: "slow_down", "throttled", "denied", "error" (500), "reset", "cut" (half of
+    the body); and once the server has done what it was asked for, "lost" (a reset) and "lost_error" (500).
     """
     target = urlsplit(upstream)
     count = 0

@@ -197,6 +197,14 @@ def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:
     assert f"run once is live: job {job} is RUNNABLE" in again.stderr
     assert "`pagefleet watch once`" in again.stderr
 
+    other = pagefleet(*first, "--resume", "--on", "gpu", "--pages", "2", "--shards", "7")
+    assert "note: the run goes on as it was planned, without the new --pages (it has none), --on (it has cpu)" in (
+        other.stderr
+    )
+    assert "reads documents below s3://inputs, not s3://elsewhere/" in (
+        pagefleet("submit", "--prefix", "s3://elsewhere/", "--run-id", "once", "--resume", *COLOUR).stderr
+    )
+
     deployed.client("s3").delete_object(Bucket="outputs", Key="runs/once/batch.json")  # as if it had broken off
     assert "run once is live" in pagefleet(*first).stderr
 
