@@ -22,8 +22,9 @@ from typing import Any
 from jobs.accuracy import bare, error_rate
 from jobs.cost import INSTANCES, PRICES_FROM, SPOT_SHARE
 from jobs.errors import JobError, UsageError
-from jobs.local import shown, versions
+from jobs.local import versions
 from jobs.plan import find_inputs
+from jobs.wording import shown
 from worker import layout
 from worker.contract import Options, Page, Record
 from worker.decode import BadPage, Decoder

@@ -20,7 +20,7 @@ from jobs.progress import Progress
 from jobs.results import Document, RunFolder
 from jobs.runner import Runner, RunnerOptions, ShardEnd, last_error
 from jobs.summary import Summary
-from jobs.wording import plural
+from jobs.wording import plural, shown, typed
 from worker import __version__
 from worker.contract import ExitCode, Options, RunPaths
 from worker.decode import Decoder
@@ -60,7 +60,7 @@ def check_out(storage: Storage, out: str) -> None:
     """Raises: UsageError where something is already, where a new run is to go."""
     if storage.exists(RunPaths(out).run):
         raise UsageError(
-            f"{shown(out)} already holds a run: go on with `pagefleet resume {shown(out)}`, or choose another --out"
+            f"{shown(out)} already holds a run: go on with `pagefleet resume {typed(out)}`, or choose another --out"
         )
     if out.startswith("file://"):
         path = uri_path(out)
@@ -130,7 +130,7 @@ def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: 
     if stopped() and not (len(ends) == len(shards) and all(end.ok for end in ends)):
         raise Interrupted(
             f"stopped after {progress.ended:,} of {plural(tasks, 'task')}. "
-            f"`pagefleet resume {shown(folder.uri)}` reads the rest"
+            f"`pagefleet resume {typed(folder.uri)}` reads the rest"
         )
     for end in ends:
         if not end.ok:
@@ -177,17 +177,9 @@ def write_report_file(folder: RunFolder, summary: Summary) -> str:
         path = Path(scratch, "report.html")
         with open(path, "wb") as file:
             outcomes = lambda: ((document.name, document.outcome) for document in folder.documents())  # noqa: E731
-            write_report(file, summary, outcomes, images)
+            write_report(file, summary, outcomes, images, place=typed(folder.uri))
         folder.storage.upload(uri, path)
     return uri
-
-
-def shown(uri: str) -> str:
-    """A URI as a person would type it: local paths relative to here where they are below."""
-    if not uri.startswith("file://"):
-        return uri
-    path = uri_path(uri)
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def out_uri(out: str | None, dataset: DatasetRequest | None = None) -> str:

@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jobs.summary import (
     HISTOGRAM_BINS,
-    NEXT_STEP_UNACCOUNTED,
-    NEXT_STEPS,
     Summary,
     format_bytes,
     format_cost,
     format_seconds,
+    next_steps,
     page_confidence,
 )
 from worker.contract import Failure, Page, Result
@@ -48,9 +47,17 @@ class Limits:
 
 
 def write_report(
-    out: BinaryIO, summary: Summary, outcomes: Outcomes, page_images: PageImages, limits: Limits | None = None
+    out: BinaryIO,
+    summary: Summary,
+    outcomes: Outcomes,
+    page_images: PageImages,
+    limits: Limits | None = None,
+    *,
+    place: str,
 ) -> None:
     """Writes the report of a run into `out`, which need not be seekable.
+
+    `place` is the run's folder, as it is typed in a command.
 
     `outcomes()` is called twice, and each time gives every document of the run once as (name, outcome), None for one
     of which nothing was found; the first pass chooses what to show, the second writes it. `page_images(result,
@@ -63,7 +70,7 @@ def write_report(
     top, script = _frame(summary)
     writer = _Writer(out)
     writer.write(top)
-    _Body(writer, choice, limits, reserved=len(script)).write(outcomes(), page_images)
+    _Body(writer, choice, limits, reserved=len(script), steps=next_steps(place)).write(outcomes(), page_images)
     writer.write(script)
 
 
@@ -189,8 +196,9 @@ class _Body:
     `d<row>` holds a document, `p<row>.<page>` a page's text and lines, `i<row>.<page>` its image, `index` the list.
     """
 
-    def __init__(self, writer: _Writer, choice: _Choice, limits: Limits, reserved: int) -> None:
+    def __init__(self, writer: _Writer, choice: _Choice, limits: Limits, reserved: int, steps: dict[str, str]) -> None:
         self._writer = writer
+        self._steps = steps
         self._choice = choice
         self._row_limit = limits.max_bytes // 8
         self._limit = limits.max_bytes - self._row_limit - reserved - 16_384  # for notes and the last row
@@ -244,9 +252,8 @@ class _Body:
         return written
 
     def _write_index(self) -> None:
-        steps = {str(code): step for code, step in NEXT_STEPS.items()} | {"unaccounted": NEXT_STEP_UNACCOUNTED}
         notes = self._notes()
-        head = _json({"low": LOW_CONFIDENCE, "steps": steps})
+        head = _json({"low": LOW_CONFIDENCE, "steps": self._steps})
         self._writer.write(b'<script type="application/json" id="index">' + head[:-1] + b',"rows":[')
         for i, row in enumerate(self._rows):
             self._writer.write(b"," + row if i else row)

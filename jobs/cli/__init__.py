@@ -13,7 +13,7 @@ from jobs.cli import batch, dataset, image, workflow
 from jobs.cli.bench import bench_command
 from jobs.cli.options import engine_options, note_unchanged
 from jobs.errors import CliExit, JobError
-from jobs.wording import have, plural
+from jobs.wording import have, plural, shown, typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -129,7 +129,7 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     local.check_out(storage, out)
     plan = local.plan_run(storage, request, out)
     if given["dry_run"]:
-        into = local.shown(out) if given["out"] or labelling else None  # else the run itself makes up a name
+        into = shown(out) if given["out"] or labelling else None  # else the run itself makes up a name
         _show_plan(plan, into, f"{local.RUNS}/", request.engine, as_json=given["as_json"])
         return
     folder = local.start_run(storage, request, plan, out)
@@ -213,7 +213,7 @@ def report_command(directory: str) -> None:
     \b
     pagefleet report out/samples
     """
-    from jobs.local import shown, write_report_file
+    from jobs.local import write_report_file
     from jobs.results import open_run
 
     folder = open_run(directory)
@@ -278,8 +278,6 @@ def _read_and_finish(folder: RunFolder, shards: list[int], runner: Any, tasks: i
 
 def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, report: bool) -> NoReturn:
     """Shows how a run ended, and ends the command accordingly."""
-    from jobs.local import shown
-
     files = ["results.jsonl", "results.parquet", "summary.md", *(["report.html"] if report else [])]
     files = [name for name in files if folder.storage.exists(folder.paths.file(name))]
     labelled = folder.run.dataset.output if folder.run.dataset else None
@@ -298,7 +296,7 @@ def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, 
     documents = summary.documents
     if documents.unaccounted:
         _fail(
-            f"{have(documents.unaccounted, 'document')} no outcome: `pagefleet resume {shown(folder.uri)}` reads "
+            f"{have(documents.unaccounted, 'document')} no outcome: `pagefleet resume {typed(folder.uri)}` reads "
             + ("it" if documents.unaccounted == 1 else "them"),
             CliExit.UNACCOUNTED,
         )
@@ -353,8 +351,6 @@ class _Table:
 
 def _show_plan(plan: Plan, out: str | None, below: str, engine: str, *, as_json: bool, **more: Any) -> None:
     """`out` is None of a new folder below `below`."""
-    from jobs.local import shown
-
     if as_json:
         click.echo(
             _json(

@@ -113,7 +113,7 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
     for name, link in links.items():
         click.echo(f"{name:8} {link}")
     _tell_estimate(estimate)
-    click.echo(f"Follow it with `pagefleet watch {run.id}`, then `pagefleet fetch {run.id} --out DIR`.")
+    click.echo(f"Follow it with `pagefleet watch {run.id}`, then `pagefleet fetch {run.id}`.")
 
 
 @click.command("watch")

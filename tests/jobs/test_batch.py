@@ -251,6 +251,7 @@ def test_what_a_dead_shard_left_is_told_and_resumed_on_batch(
     fetched = pagefleet("fetch", "dead", "--out", "out", "--no-report")
     assert fetched.exit_code == 4
     assert "`pagefleet resume out` reads them" in fetched.stderr
+    assert "`pagefleet resume s3://outputs/runs/dead`" in (tmp_path / "out/summary.md").read_text()
     log = (tmp_path / "out/logs/00001.log").read_text()
     assert log.startswith("shard 1 failed after 3 attempts")
     before = Summary.model_validate_json((tmp_path / "out/summary.json").read_bytes())
