@@ -134,7 +134,7 @@ def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: 
         )
     for end in ends:
         if not end.ok:
-            why = f"after {end.attempts} attempts (exit {end.exit_code}): {_last_message(end.stderr)}"
+            why = f"after {plural(end.attempts, 'attempt')} (exit {end.exit_code}): {_last_message(end.stderr)}"
             progress.log(f"shard {end.shard} gave up {why}")
     return ends
 

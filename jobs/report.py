@@ -25,6 +25,7 @@ from jobs.summary import (
     next_steps,
     page_confidence,
 )
+from jobs.wording import plural
 from worker.contract import Failure, Page, Result
 
 if TYPE_CHECKING:
@@ -267,19 +268,19 @@ class _Body:
         notes = []
         if self._pages_written < choice.all_pages:
             notes.append(
-                f"This report shows {self._pages_written:,} of {choice.all_pages:,} pages: failed pages and those with "
-                "the lowest confidence first, then an even sample of all. Text search covers the pages shown. "
-                "The run's folder holds every result."
+                f"This report shows {self._pages_written:,} of {plural(choice.all_pages, 'page')}: failed pages and "
+                "those with the lowest confidence first, then an even sample of all. Text search covers the pages "
+                "shown. The run's folder holds every result."
             )
         if len(self._rows) < choice.all_rows:
             notes.append(
-                f"The list names {len(self._rows):,} of {choice.all_rows:,} documents: failed, partial and unaccounted "
-                "ones first, then an even sample. The counts above are of the whole run."
+                f"The list names {len(self._rows):,} of {plural(choice.all_rows, 'document')}: failed, partial and "
+                "unaccounted ones first, then an even sample. The counts above are of the whole run."
             )
         if self._images_left_out:
             notes.append(
-                f"{self._images_left_out:,} page images were left out to keep the file small; "
-                "their pages are drawn from their lines."
+                f"Left out to keep the file small: {plural(self._images_left_out, 'page image')}. "
+                "Such a page is drawn from its lines."
             )
         return notes
 
@@ -461,7 +462,7 @@ def _histogram(summary: Summary) -> str:
             shapes.append(
                 f'<rect class="{_level(low)}" x="{left + i * step + 1:.1f}" y="{8 + plot_height - tall:.1f}" '
                 f'width="{step - 2:.1f}" height="{tall:.1f}">'
-                f"<title>{low:.2f}–{low + 1 / HISTOGRAM_BINS:.2f}: {count:,} lines</title></rect>"
+                f"<title>{low:.2f}–{low + 1 / HISTOGRAM_BINS:.2f}: {plural(count, 'line')}</title></rect>"
             )
     shapes.append(f'<line class="axis" x1="{left}" x2="{width}" y1="{8 + plot_height}" y2="{8 + plot_height}"/>')
     for tick in range(0, HISTOGRAM_BINS + 1, 4):
@@ -469,7 +470,7 @@ def _histogram(summary: Summary) -> str:
         value = tick / HISTOGRAM_BINS
         shapes.append(f'<text x="{left + tick * step:.1f}" y="{height - 6}" text-anchor="{anchor}">{value:.1f}</text>')
     below = sum(bins[: round(LOW_CONFIDENCE * HISTOGRAM_BINS)])
-    label = f"{below:,} of {sum(bins):,} lines below {LOW_CONFIDENCE}"
+    label = f"{below:,} of {plural(sum(bins), 'line')} below {LOW_CONFIDENCE}"
     return (
         f"<figure><figcaption>Lines by confidence <small>(logarithmic; {label})</small></figcaption>"
         f'<svg class="histogram" viewBox="0 0 {width} {height}" role="img" aria-label="Histogram: {label}">'

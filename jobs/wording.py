@@ -5,10 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-
-def plural(count: int, noun: str) -> str:
-    """ "1 document", "1,200 documents"."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+from worker.wording import plural as plural
 
 
 def have(count: int, noun: str) -> str:

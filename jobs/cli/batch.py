@@ -304,7 +304,7 @@ def cost_command(run: str | None, *, idle: bool, as_json: bool, **given: Any) ->
         if as_json:
             click.echo(_json(spent.model_dump()))
             return
-        click.echo(f"{format_usd(spent.usd)} for {spent.seconds:,.0f} seconds of work ({spent.prices})")
+        click.echo(f"{format_usd(spent.usd)} for {plural(round(spent.seconds), 'second')} of work ({spent.prices})")
         for share in spent.instances:
             click.echo(f"  {share.instance:12} {share.seconds:10,.0f} s  {format_usd(share.usd)}")
         for note in spent.notes:

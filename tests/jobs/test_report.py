@@ -189,7 +189,7 @@ def test_overview_tells_the_counts() -> None:
         "3 failed",
         "1 unaccounted",
         "1 blank",
-        "0.95–1.00: 1 lines",
+        "0.95–1.00: 1 line",
         "0.20",
         "in 20.0 s",
     ):
@@ -308,7 +308,7 @@ def test_the_file_keeps_within_its_size(max_bytes: int) -> None:
     report = make(outcomes, lambda result, numbers: [(n, image) for n in numbers], Limits(max_bytes=max_bytes))
     assert report.size <= max_bytes
     assert len(report.images) < len(report.shown_pages)
-    assert f"{len(report.shown_pages) - len(report.images)} page images were left out" in report.text
+    assert f"{len(report.shown_pages) - len(report.images)} page images. Such a page is drawn" in report.text
     if max_bytes >= 400_000:
         assert len(report.shown_pages) == 200  # text before images
     if max_bytes == 2_000_000:
