@@ -237,9 +237,8 @@ def runs_command(**given: Any) -> None:
     """
     from datetime import UTC, datetime
 
-    from rich.table import Table
-
     from jobs.cli import _console, _json
+    from jobs.cli.tables import show_table
     from jobs.runs import list_runs
     from jobs.summary import format_seconds, format_usd
     from worker.storage import open_storage
@@ -260,22 +259,16 @@ def runs_command(**given: Any) -> None:
         ]
         click.echo(_json({"runs": told}))
         return
-    table = Table("run", "state", "age", "engine", "documents", "failed", "missing", "cost", box=None, pad_edge=False)
+    lines = []
     for row in rows:
         age = format_seconds((datetime.now(UTC) - row.created).total_seconds())
         counts = row.summary.documents if row.summary else None
         cost = row.summary.cost if row.summary else None
-        table.add_row(
-            row.id,
-            row.state,
-            age,
-            row.engine,
-            f"{row.documents:,}",
-            f"{counts.failed:,}" if counts else "",
-            f"{counts.unaccounted:,}" if counts else "",
-            format_usd(cost["usd"]) if cost else "",
-        )
-    _console().print(table)
+        found = (f"{counts.failed:,}", f"{counts.unaccounted:,}") if counts else ("", "")
+        usd = format_usd(cost["usd"]) if cost else ""
+        lines.append((row.id, row.state, age, row.engine, f"{row.documents:,}", *found, usd))
+    heads = ("documents", "failed", "missing", "cost")
+    show_table(_console(), ("run", "state", "age", "engine", *heads), lines, right=heads)
 
 
 @click.command("cost")
