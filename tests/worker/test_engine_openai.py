@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -256,16 +257,24 @@ def test_a_server_that_dies_half_way_is_no_document_s_fault() -> None:
         reader.close()
 
 
-def test_nobody_there() -> None:
+def test_nobody_there(caplog: pytest.LogCaptureFixture) -> None:
     with faulty_service(in_turn(NOTHING)) as service:
         pass
     clock = SetClock()
     with pytest.raises(TryAgain, match=r"is not ready after 120 s: .*is it running, and is that its address\?"):
         engine(service, clock)
     assert clock.time >= 1119
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [re.sub(r".*, for (\d+ s) by now and up to 120 s;.*", r"\1", line) for line in told] == [
+        *("4 s", "34 s", "64 s", "94 s")
+    ]
+    assert told[0] == (
+        f"waiting for the server at {service.url} ([Errno 111] Connection refused), for 4 s by now and up to 120 s; "
+        "--engine-option ready=SECONDS"
+    )
 
 
-def test_a_server_that_is_still_loading_is_waited_for() -> None:
+def test_a_server_that_is_still_loading_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     health = itertools.chain([Reply(status=503), Reply(cut=True)], itertools.repeat(None))
     clock = SetClock()
     with faulty_service(
@@ -275,6 +284,7 @@ def test_a_server_that_is_still_loading_is_waited_for() -> None:
         assert reader.model == "tiny"
         reader.close()
     assert clock.slept == [1.0, 1.0]
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(

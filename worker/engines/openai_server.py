@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 KEY = "OPENAI_API_KEY"
 READY_SECONDS = 120.0
 POLL_SECONDS = 1.0
+TELL_SECONDS = 4.0  # of waiting for the server, before it is told why nothing is read ...
+TELL_AGAIN_SECONDS = 30.0  # ... and from then on
 CONTROL_TOKENS = 16  # of the answer to a page of ours: it need not be read to its end
 CHECK_EVERY = 1000  # characters of new text after which a loop is looked for
 CHARACTERS_PER_TOKEN = 32  # more than any tokeniser packs into one on average: a server that ignores the cap is stopped
@@ -163,7 +165,8 @@ class OpenAiEngine:
         """Until the server answers, and tells which models it has."""
         import httpx
 
-        until = self._clock.now() + self._ready_seconds
+        began = self._clock.now()
+        until, tell = began + self._ready_seconds, began + TELL_SECONDS
         while True:
             try:
                 self.model, self.revision = self._chosen(model, self._models())
@@ -174,11 +177,18 @@ class OpenAiEngine:
                 failure: Exception = error
             except (httpx.RequestError, Broken) as error:
                 failure = error
-            if self._clock.now() + POLL_SECONDS > until:
+            now = self._clock.now()
+            if now + POLL_SECONDS > until:
                 raise Unavailable(
                     f"{self._service.name} is not ready after {self._ready_seconds:.0f} s: "
                     f"{self._service.told(failure)}; is it running, and is that its address?"
                 ) from failure
+            if now >= tell:
+                tell = now + TELL_AGAIN_SECONDS
+                log.warning(
+                    "waiting for %s (%s), for %.0f s by now and up to %.0f s; --engine-option ready=SECONDS",
+                    *(self._service.name, self._service.told(failure), now - began, self._ready_seconds),
+                )
             self._clock.sleep(POLL_SECONDS)
 
     def _models(self) -> list[str]:
