@@ -44,6 +44,7 @@ ANY = Preset(
     parameters="",
     revision="",
     min_transformers="",
+    architecture="",
     prompts={
         "markdown": Prompt(
             "Transcribe this page to markdown, word for word, in reading order. Write tables as HTML and formulas as "
