@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worker.engines.presets import Preset
 from worker.errors import BadRequest, DocumentError, TryAgain
+from worker.scratch import Scratch
 from worker.storage import Storage, open_storage
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
@@ -29,12 +28,12 @@ class Checkpoint:
     model: str  # what results call it
     revision: str  # a commit, or a digest of the files
     own: bool  # whether it is another than its preset's
-    temporary: bool = False
+    scratch: Scratch | None = None  # that the folder is, where it was downloaded for this process alone
 
     def discard(self) -> None:
         """Deletes what was downloaded for this process alone."""
-        if self.temporary:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.scratch:
+            self.scratch.remove()
 
 
 def fetch_checkpoint(
@@ -148,7 +147,8 @@ def _listed(names: list[str]) -> str:
 def _download(prefix: str, storage: Storage) -> Checkpoint:
     """The files directly below an s3:// prefix."""
     base = prefix.rstrip("/") + "/"
-    folder = Path(tempfile.mkdtemp(prefix="pagefleet-model-"))
+    scratch = Scratch()
+    folder = scratch.path
     try:
         names = []
         for entry in storage.list(base):
@@ -158,9 +158,9 @@ def _download(prefix: str, storage: Storage) -> Checkpoint:
         if not any(folder.iterdir()):
             below = f"; below it is {names[0]}, and more" if any(names) else ""
             raise BadRequest(f"model {prefix}: nothing lies right below that prefix{below}")
-        return replace(_own(folder, prefix), temporary=True)
+        return replace(_own(folder, prefix), scratch=scratch)
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        scratch.remove()
         if isinstance(error, DocumentError):
             raise BadRequest(f"model {prefix} cannot be had: {error.message}") from error
         raise
