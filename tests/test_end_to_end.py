@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs import open_run
 from tests import corpus
-from tests.conftest import RunOnDisk, draw, worker_environment
+from tests.conftest import RunOnDisk, draw, ended, worker_environment
 from tests.faults.proxy import faulty_proxy
 from tests.jobs.test_cli import COLOUR, pagefleet
 from worker.contract import ExitCode, Failure, Options, Result, Task
@@ -109,10 +109,10 @@ def test_a_full_disk_is_told_and_the_run_can_be_resumed(tmp_path: Path) -> None:
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)),
     )
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == ExitCode.TRY_AGAIN, errors
-    assert "no space left for" in errors
-    assert "free some, then resume the run" in errors
+    done = ended(process)
+    assert done.returncode == ExitCode.TRY_AGAIN, done.stderr
+    assert "no space left for" in done.stderr
+    assert "free some, then resume the run" in done.stderr
     assert not list(run.folder.rglob(".pagefleet-*"))
     assert pagefleet("resume", str(run.folder), "--no-report", cwd=tmp_path).returncode == 0
     assert set(outcomes(run.folder).values()) == {"ok"}
@@ -129,14 +129,14 @@ def test_memory_does_not_grow_with_the_length_of_a_document_or_a_run(tmp_path: P
             tasks.append(Task(uri=path_uri(path), name=file))
         run = RunOnDisk(tmp_path / f"run-{name}", [tasks], options=Options(dpi=72))
         process = run.start()
-        for stream in (process.stdout, process.stderr):
-            assert stream
-            while stream.read(1 << 16):
-                pass
-            stream.close()
+        assert process.stdout
+        assert process.stderr
+        said = process.stdout.read() + process.stderr.read()
+        process.stdout.close()
+        process.stderr.close()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == ExitCode.OK
+        assert process.returncode == ExitCode.OK, said
         assert set(run.outcomes().values()) == {"ok"}
         return usage.ru_maxrss // 1024
 
