@@ -54,7 +54,7 @@ def test_a_decoder_that_dies_hangs_or_eats_memory_costs_that_document(tmp_path: 
         tasks.append(Task(uri=path_uri(tmp_path / name), name=name))
         picture = draw(tmp_path / f"after-{name}.png")
         tasks.append(Task(uri=path_uri(picture), name=picture.name))
-    options = Options(page_timeout=2.5, decode_memory=512)
+    options = Options(page_timeout=6, decode_memory=512)  # none but the one that hangs takes as long
     run = RunOnDisk(tmp_path / "run", [tasks], options=options)
     done = run.work(PAGEFLEET_DECODER="tests.worker.faulty_decoder")
     assert done.returncode == ExitCode.OK, done.stderr
@@ -141,7 +141,7 @@ def test_memory_does_not_grow_with_the_length_of_a_document_or_a_run(tmp_path: P
         return usage.ru_maxrss // 1024
 
     picture = draw(tmp_path / "a.png").read_bytes()
-    short, long = peak("short", {"a.pdf": corpus.text_pdf(60)}), peak("long", {"a.pdf": corpus.text_pdf(600)})
+    short, long = peak("short", {"a.pdf": corpus.text_pdf(30)}), peak("long", {"a.pdf": corpus.text_pdf(300)})
     few, many = (
         peak(name, {f"{n}.png": picture for n in range(count)}) for name, count in (("few", 100), ("many", 1000))
     )

@@ -48,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_run_leaves_what_the_readme_promises(folder: Path) -> None:
-    done = pagefleet("run", "in", "--out", "out", *COLOUR, cwd=folder)
+    done = pagefleet("run", "in", "--out", "out", "--workers", "1", *COLOUR, cwd=folder)
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert rows[0] == ["document", "pages", "lines", "confidence", "seconds", "outcome"]
@@ -180,7 +180,7 @@ def test_selected_pages(folder: Path) -> None:
 
 def test_a_dry_run_touches_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    done = pagefleet("run", "in", "--out", "out", "--dry-run", *COLOUR, cwd=folder)
+    done = pagefleet("run", "in", "--out", "out", "--workers", "1", "--dry-run", *COLOUR, cwd=folder)
     assert done.returncode == 0
     assert "would read 3 documents as 3 tasks in 1 shard with" in done.stdout
     assert done.stdout.splitlines()[1:] == [
