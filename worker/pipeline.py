@@ -447,7 +447,8 @@ class _Document:
             self._trace = _tail(error)
             self.fail_page(image.number, FailureCode.ENGINE_ERROR, f"{type(error).__name__}: {error}", image)
         else:
-            self._written_by_engine |= text.markdown is not None
+            if text.markdown is not None:
+                self._written_by_engine = True
             self.add_page(page)
             with self._lock:
                 self.warnings += [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import itertools
 import logging
+import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from io import BytesIO
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.conftest import PATIENCE
 from tests.faults.engines import Colour
 from tests.faults.services import (
     Asked,
@@ -202,11 +205,12 @@ def test_a_server_that_dies_half_way_is_no_document_s_fault() -> None:
 
 
 def test_nobody_there() -> None:
-    with faulty_service(in_turn(NOTHING)) as service:
-        pass
     clock = SetClock()
-    with pytest.raises(TryAgain, match=r"is not ready after 120 s: .*is it running, and is that its address\?"):
-        engine(service, clock)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # so that nobody else listens there
+        service = FaultyService(f"http://127.0.0.1:{nobody.getsockname()[1]}/v1")
+        with pytest.raises(TryAgain, match=r"is not ready after 120 s: .*is it running, and is that its address\?"):
+            engine(service, clock)
     assert clock.time >= 1119
 
 
@@ -323,7 +327,7 @@ def test_a_loop_is_cut_early_and_the_page_tried_warmer() -> None:
 
     text, service, _ = read(script)
     assert (text.error, text.markdown) == (None, "the song")
-    assert service.gone.wait(10)  # we have left: the server may stop
+    assert service.gone.wait(PATIENCE)  # we have left: the server may stop
     assert [asked.json["temperature"] for asked in service.asked] == [0.0, 0.3]
     assert text.details
     assert (text.details["retries"], text.details["temperature"], text.details["stop"]) == (1, 0.3, "end")
@@ -384,7 +388,7 @@ def test_a_text_without_end_is_stopped_at_the_cap() -> None:
     )  # a server that knows no cap
     assert text.error is not None
     assert "does not end within 100 tokens" in text.error
-    assert service.gone.wait(10)
+    assert service.gone.wait(PATIENCE)
     capped, _, _ = read(lambda *_: stream(["so far"], finish="length"), max_new_tokens=100)
     assert capped.error is not None
     assert capped.details
@@ -392,9 +396,16 @@ def test_a_text_without_end_is_stopped_at_the_cap() -> None:
 
 
 def test_a_silent_server_is_given_up() -> None:
-    text, service, _ = read(lambda *_: stream(["so far"], finish=None, hang=True), timeout=0.05, attempts=2)
+    heard = threading.Semaphore(0)
+
+    def script(*_: object) -> Reply:
+        heard.release()
+        return stream(["so far"], finish=None, hang=True)
+
+    text, service, _ = read(script, timeout=0.05, attempts=2)
     assert text.error is not None
     assert "could not read the page in 2 tries" in text.error
+    assert all(heard.acquire(timeout=PATIENCE) for _ in range(2))  # it may have been given up before
     assert len(service.asked) == 2
 
 
@@ -408,7 +419,7 @@ def test_a_text_that_has_ended_is_whole_though_the_server_holds_the_line(late: f
 
     held = Reply(ended(), headers={"Content-Type": "text/event-stream"}, hang=True)
     with faulty_service(lambda *_: held) as service:
-        reader = engine(service, clock, timeout=0.2)
+        reader = engine(service, clock, timeout=1.5)  # longer than the text takes, even if the server is slow
         (text,) = reader.read([page()])
         reader.close()
     assert (text.error, text.markdown) == (None, "fine")

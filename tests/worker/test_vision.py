@@ -26,7 +26,7 @@ from transformers.utils import is_torchvision_available
 from jobs.accuracy import error_rate
 from jobs.results import open_run
 from tests.assets import TINY_HUNYUAN
-from tests.conftest import worker_environment
+from tests.conftest import PATIENCE, worker_environment
 from tests.rendering import draw_card, fresh_strings
 from tests.worker import tiny_models
 from worker.contract import Result
@@ -657,7 +657,7 @@ def test_a_taught_model_reads_through_the_command(tmp_path: Path) -> None:
         env=worker_environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     read = {document.name.removesuffix(".png"): document for document in open_run(str(tmp_path / "out")).documents()}
