@@ -29,6 +29,7 @@ from worker.errors import BadRequest, DocumentError, WorkerError
 from worker.marker import InFlight
 from worker.settings import Settings
 from worker.storage import Fetched, Storage
+from worker.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +251,7 @@ class Pipeline:
                     work.enter_context(document.at_work(len(batch)))
                 texts = self._job.engine.read([image for _, image in batch])
             if len(texts) != len(batch):
-                raise ValueError(f"the engine returned {len(texts)} texts for {len(batch)} pages")
+                raise ValueError(f"the engine returned {plural(len(texts), 'text')} for {plural(len(batch), 'page')}")
             return list(texts)
         except (WorkerError, MemoryError):
             raise
