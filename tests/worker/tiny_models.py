@@ -49,7 +49,7 @@ AREAS = {"shortest_edge": 32 * 32, "longest_edge": 128 * 128}  # pixels of the i
 def make(name: str, folder: Path) -> Path:
     """Saves the model and the processor of a preset below `folder`.
 
-    Without torchvision, the processors that also take videos can't be saved: `processor` makes them.
+    Without torchvision, the processors that also take videos can only be saved in parts: `processor` makes them.
     """
     torch.manual_seed(SEED)
     model, made = MAKERS[name]()
@@ -58,8 +58,10 @@ def make(name: str, folder: Path) -> Path:
             torch.nn.init.normal_(parameter, std=0.3)
     path = folder / name
     model.save_pretrained(path)
-    if getattr(made, "video_processor", made) is not None:
-        made.save_pretrained(path)
+    for part in (
+        [made] if getattr(made, "video_processor", made) is not None else [made.image_processor, made.tokenizer]
+    ):
+        part.save_pretrained(path)
     return path
 
 
