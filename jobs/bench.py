@@ -21,8 +21,9 @@ from typing import Any
 from jobs.accuracy import bare, error_rate
 from jobs.cost import INSTANCES, PRICES_FROM, SPOT_SHARE
 from jobs.errors import JobError, UsageError
-from jobs.local import shown, versions
+from jobs.local import versions
 from jobs.plan import find_inputs
+from jobs.wording import plural, shown
 from worker import layout
 from worker.contract import Options, Page, Record
 from worker.decode import BadPage, Decoder
@@ -123,7 +124,9 @@ def bench(storage: Storage, request: Request, on_pages: Callable[[int, int], Non
         engine.close()
     failed = [text for text in texts if text.error is not None]
     if len(failed) == len(texts):
-        raise JobError(f"{request.engine} could read none of {len(texts)} pages; the first: {failed[0].error}")
+        raise JobError(
+            f"{request.engine} could read none of {plural(len(texts), 'page')}; the first: {failed[0].error}"
+        )
     answers = iter(texts)
     for document in documents:
         document.texts = [next(answers) for _ in document.images]
@@ -268,7 +271,7 @@ def _decode(
     ):
         for uri in inputs:
             if left <= 0:
-                notes.append(f"only the first {request.pages} pages: --pages reads more")
+                notes.append(f"only the first {plural(request.pages, 'page')}: --pages reads more")
                 return
             document = _Document(uri)
             try:

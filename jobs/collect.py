@@ -14,6 +14,7 @@ from jobs.dataset import write_labels
 from jobs.errors import UsageError
 from jobs.results import Document, RunFolder
 from jobs.summary import Summary, Tally
+from jobs.wording import typed
 from worker.contract import Receipt, Result, Task
 from worker.scratch import Scratch
 from worker.storage import file_errors
@@ -67,7 +68,7 @@ def collect(
         cost |= {"usd_per_1000_pages": cost["usd"] / tally.pages.total * 1000}
     summary = tally.summary(folder.run, seconds=seconds, bytes=size, cost=cost)
     folder.storage.write(folder.paths.file("summary.json"), (summary.model_dump_json(indent=1) + "\n").encode())
-    markdown = summary.to_markdown() + _listed(troubled, troubles)
+    markdown = summary.to_markdown(typed(folder.uri)) + _listed(troubled, troubles)
     folder.storage.write(folder.paths.file("summary.md"), markdown.encode())
     if folder.run.dataset:  # last: where the dataset has gone, all else is there
         markdown += _labelled(write_labels(folder), folder.run.dataset.output)

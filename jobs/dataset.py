@@ -25,10 +25,10 @@ from worker import __version__
 from worker.contract import Dataset, Task
 from worker.dataset import ParquetSet, column_kind, image_uri, is_text, row_uri
 from worker.engines.presets import forbidden_to_label
-from worker.errors import BadRequest, DocumentError
+from worker.errors import BadRequest, BadSetup, DocumentError
 from worker.labels import part_schema, tables
 from worker.scratch import Scratch
-from worker.storage import NotFound, Storage, file_errors
+from worker.storage import NoBucket, NotFound, Storage, file_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +83,8 @@ def plan_dataset(storage: Storage, request: DatasetRequest, engine: str, engine_
                 _check_column(opened.schema, name)
             rows, fingerprint = opened.rows, opened.fingerprint()
             group = _largest_group(opened, request.image_column)
+    except (BadSetup, NoBucket):
+        raise
     except (BadRequest, DocumentError) as error:
         raise UsageError(f"the dataset cannot be used: {error}") from error
     if not rows:

@@ -29,6 +29,7 @@ from worker.marker import InFlight
 from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.storage import Fetched, Storage
+from worker.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +251,7 @@ class Pipeline:
                     work.enter_context(document.at_work(len(batch)))
                 texts = self._job.engine.read([image for _, image in batch])
             if len(texts) != len(batch):
-                raise ValueError(f"the engine returned {len(texts)} texts for {len(batch)} pages")
+                raise ValueError(f"the engine returned {plural(len(texts), 'text')} for {plural(len(batch), 'page')}")
             return list(texts)
         except (WorkerError, MemoryError):
             raise
@@ -447,7 +448,8 @@ class _Document:
             self._trace = _tail(error)
             self.fail_page(image.number, FailureCode.ENGINE_ERROR, f"{type(error).__name__}: {error}", image)
         else:
-            self._written_by_engine |= text.markdown is not None
+            if text.markdown is not None:
+                self._written_by_engine = True
             self.add_page(page)
             with self._lock:
                 self.warnings += [

@@ -17,6 +17,7 @@ import click
 from jobs.cli.batch import _open, _stack, region_option, stack_option
 from jobs.cli.image import ask_checkout
 from jobs.errors import CliExit, JobError
+from jobs.wording import plural
 from worker.scratch import Scratch
 
 if TYPE_CHECKING:
@@ -375,7 +376,7 @@ def _tell_submitted(told: dict[str, Any]) -> None:
     if told["job"]:
         rows += [("job", f"[{told['job']}]({told['console']})"), ("logs", f"[CloudWatch]({told['logs']})")]
     if "usd" in (estimate := told.get("estimate", {})):
-        rows.append(("estimate", f"{format_usd(estimate['usd'])} for about {estimate['pages']:,} pages"))
+        rows.append(("estimate", f"{format_usd(estimate['usd'])} for about {plural(estimate['pages'], 'page')}"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     goes_on = (
         f"The run goes on whatever becomes of this workflow: [collect]({step.workflow_url('collect')}) with the run id "

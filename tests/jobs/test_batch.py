@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import threading
@@ -26,6 +27,7 @@ from jobs.stack import load_stack
 from jobs.summary import Summary
 from jobs.watch import Snapshot, Watch
 from tests.agent import SPOT_REASON, assume
+from tests.conftest import PATIENCE
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, _examples
 from worker.contract import Dataset, ExitCode, Options, RunPaths
@@ -197,6 +199,14 @@ def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:
     assert f"run once is live: job {job} is RUNNABLE" in again.stderr
     assert "`pagefleet watch once`" in again.stderr
 
+    other = pagefleet(*first, "--resume", "--on", "gpu", "--pages", "2", "--shards", "7")
+    assert "note: the run goes on as it was planned, without the new --pages (it has none), --on (it has cpu)" in (
+        other.stderr
+    )
+    assert "reads documents below s3://inputs, not s3://elsewhere/" in (
+        pagefleet("submit", "--prefix", "s3://elsewhere/", "--run-id", "once", "--resume", *COLOUR).stderr
+    )
+
     deployed.client("s3").delete_object(Bucket="outputs", Key="runs/once/batch.json")  # as if it had broken off
     assert "run once is live" in pagefleet(*first).stderr
 
@@ -243,6 +253,7 @@ def test_what_a_dead_shard_left_is_told_and_resumed_on_batch(
     fetched = pagefleet("fetch", "dead", "--out", "out", "--no-report")
     assert fetched.exit_code == 4
     assert "`pagefleet resume out` reads them" in fetched.stderr
+    assert "`pagefleet resume s3://outputs/runs/dead`" in (tmp_path / "out/summary.md").read_text()
     log = (tmp_path / "out/logs/00001.log").read_text()
     assert log.startswith("shard 1 failed after 3 attempts")
     before = Summary.model_validate_json((tmp_path / "out/summary.json").read_bytes())
@@ -392,7 +403,7 @@ def test_many_threads_submit_a_run_once(deployed: Deployed, tmp_path: Path) -> N
         lock = threading.Lock()
 
         def create(self, uri: str, data: bytes) -> bool:
-            together.wait(30)
+            together.wait(PATIENCE)
             with self.lock:
                 return storage.create(uri, data)
 
@@ -403,7 +414,7 @@ def test_many_threads_submit_a_run_once(deployed: Deployed, tmp_path: Path) -> N
         try:
             with batch_module._claimed(Meeting(), paths, "race"):  # type: ignore[arg-type]
                 entered.append(True)
-                done.wait(30)
+                done.wait(PATIENCE)
         except UsageError:
             refused.release()
 
@@ -412,7 +423,7 @@ def test_many_threads_submit_a_run_once(deployed: Deployed, tmp_path: Path) -> N
     for thread in threads:
         thread.start()
     for _ in range(3):
-        assert refused.acquire(timeout=30)
+        assert refused.acquire(timeout=PATIENCE)
     done.set()
     for thread in threads:
         thread.join()
@@ -427,7 +438,7 @@ def test_a_claim_that_a_killed_process_left_counts_for_some_minutes(
     deployed.client("s3").put_object(Bucket="outputs", Key="runs/killed/claims/0001.json", Body=json.dumps(left))
     refused = pagefleet("submit", "a.png", "--run-id", "killed", *COLOUR)
     assert refused.exit_code == 2
-    assert "it can be done again in 10 minutes" in refused.stderr
+    assert re.search("it can be done again in (9|10) minutes", refused.stderr)
     left["time"] = (datetime.now(UTC) - timedelta(minutes=11)).isoformat()
     deployed.client("s3").put_object(Bucket="outputs", Key="runs/killed/claims/0001.json", Body=json.dumps(left))
     taken_over = pagefleet("submit", "a.png", "--run-id", "killed", *COLOUR)
@@ -568,14 +579,14 @@ def test_logs_are_followed_while_the_worker_speaks(deployed: Deployed, tmp_path:
 
     def hold(index: int, attempt: int) -> None:
         started.set()
-        assert seen.wait(30)
+        assert seen.wait(PATIENCE)
 
     deployed.agent.during = hold
     run = open_batch_run(open_storage(), "s3://outputs/runs/talk", deployed.aws)
     agent = threading.Thread(target=deployed.agent.run, args=(deployed.job("talk"),))
     agent.start()
     states, told = [], []
-    for line in follow_logs(run, None, sleep=lambda _: agent.join(30) if seen.is_set() else started.wait(30)):
+    for line in follow_logs(run, None, sleep=lambda _: (agent.join if seen.is_set() else started.wait)(PATIENCE)):
         states.append(run.status())
         told.append(line.text)
         seen.set()
@@ -655,7 +666,7 @@ def test_a_forgotten_job_is_no_obstacle(deployed: Deployed, tmp_path: Path, monk
         (["submit", "--prefix", "s3://inputs/none/"], 2, "nothing to read"),
         (["submit", "--keys-file", "gone"], 2, "cannot read the key list"),
         (["submit", "file:///a.png"], 2, "is not in S3"),
-        (["submit", "s3://gone/a.png"], 1, "no such bucket"),
+        (["submit", "s3://gone/a.png"], 1, "there is no bucket gone"),
         (["submit", "a.png", "--stack", "prod"], 2, "stack prod is not deployed"),
         (["watch", "none"], 2, "there is no run at s3://outputs/runs/none"),
         (["fetch", "none"], 2, "there is no run at"),

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from click.testing import CliRunner
 from jobs import open_run
 from jobs.cli import batch, main
 from jobs.summary import Summary
-from tests.conftest import ROOT, draw, draw_frames, worker_environment
+from tests.conftest import PATIENCE, ROOT, draw, draw_frames, ended, wait_for, worker_environment
 from worker.contract import Failure, Result
 
 COLOUR = ("--engine", "tests.faults.engines:Colour")
@@ -35,7 +34,7 @@ def pagefleet(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
         env=worker_environment(**environment),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 
@@ -49,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_run_leaves_what_the_readme_promises(folder: Path) -> None:
-    done = pagefleet("run", "in", "--out", "out", *COLOUR, cwd=folder)
+    done = pagefleet("run", "in", "--out", "out", "--workers", "1", *COLOUR, cwd=folder)
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert rows[0] == ["document", "pages", "lines", "confidence", "seconds", "outcome"]
@@ -157,16 +156,22 @@ def test_pages_of_a_part_that_failed_stay_in_the_document(folder: Path) -> None:
 def test_a_run_that_goes_on_says_which_new_options_it_does_not_take_over(folder: Path) -> None:
     log = f"log={folder / 'log'}"
     first = ("run", "in", "--out", "out", "--no-report", "--lang", "ko", "--engine-option", log, *COLOUR)
+    first += ("--shards", "9")  # of which it has a use for three
     assert pagefleet(*first, cwd=folder).returncode == 0
     again = pagefleet(*first, "--resume", "--dpi", "200", cwd=folder)
     assert (again.returncode, again.stderr.count("note: ")) == (0, 0), again.stderr
     others = ("--dpi", "100", "--lang", "en", "--engine-option", "log=other", "--resume")
+    others += ("--pages", "1-3", "--pages-per-task", "2", "--shards", "2")
     again = pagefleet("run", "in", "--out", "out", "--no-report", *others, *COLOUR, cwd=folder)
     assert again.returncode == 0, again.stderr
     assert (
         "note: the run goes on as it was planned, without the new --dpi (it has 200), --lang (it has ko), "
-        f"the engine's option log (it has {folder / 'log'})" in again.stderr
+        f"the engine's option log (it has {folder / 'log'}), --pages (it has none), --pages-per-task (it has none), "
+        "--shards (it has 3)" in again.stderr
     )
+    elsewhere = pagefleet("run", "elsewhere", "--out", "out", "--resume", *COLOUR, cwd=folder)
+    assert elsewhere.returncode == 2
+    assert f"reads documents below file://{folder}/in, not elsewhere: name another place" in elsewhere.stderr
 
 
 def test_selected_pages(folder: Path) -> None:
@@ -181,7 +186,7 @@ def test_selected_pages(folder: Path) -> None:
 
 def test_a_dry_run_touches_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    done = pagefleet("run", "in", "--out", "out", "--dry-run", *COLOUR, cwd=folder)
+    done = pagefleet("run", "in", "--out", "out", "--workers", "1", "--dry-run", *COLOUR, cwd=folder)
     assert done.returncode == 0
     assert "would read 3 documents as 3 tasks in 1 shard with" in done.stdout
     assert done.stdout.splitlines()[1:] == [
@@ -264,6 +269,7 @@ def test_a_run_whose_worker_keeps_dying_is_unaccounted_for_and_can_be_resumed(fo
     assert done.returncode == 4
     assert "gave up after 5 attempts (exit 137)" in done.stderr.replace("\n", " ")
     assert "`pagefleet resume out` reads them" in done.stderr
+    assert "run `pagefleet resume out`, which reads" in (folder / "out/summary.md").read_text()
     run = (folder / "out/run.json").read_text().replace("DiesAtStart", "Colour")
     (folder / "out/run.json").write_text(run)
     assert pagefleet("resume", "out", cwd=folder).returncode == 0
@@ -278,7 +284,7 @@ def test_a_run_whose_listener_has_gone_goes_on(folder: Path) -> None:
     assert process.stdout
     process.stderr.close()
     process.stdout.close()
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE)
     assert {document.status for document in open_run(str(folder / "out")).documents()} == {"ok"}
 
 
@@ -293,14 +299,13 @@ def test_ctrl_c_drains_and_prints_the_command_that_resumes(folder: Path) -> None
         stderr=subprocess.PIPE,
         text=True,
     )
-    end = time.monotonic() + 30
-    while len(list((folder / "out/documents").glob("*.json"))) < 2 and time.monotonic() < end:
-        time.sleep(0.02)
+    read = lambda: len(list((folder / "out/documents").glob("*.json")))  # noqa: E731
+    wait_for(lambda: read() >= 2, read, process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 4
-    assert "`pagefleet resume out` reads the rest" in errors
-    assert "Traceback" not in errors
+    drained = ended(process)
+    assert drained.returncode == 4, drained.stderr
+    assert "`pagefleet resume out` reads the rest" in drained.stderr
+    assert "Traceback" not in drained.stderr
     done = pagefleet("resume", "out", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert Summary.model_validate_json((folder / "out/summary.json").read_bytes()).documents.ok == 43

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.conftest import PATIENCE
 from tests.faults.engines import Colour
 from tests.faults.services import (
     KEY,
@@ -258,11 +260,12 @@ def test_a_server_that_dies_half_way_is_no_document_s_fault() -> None:
 
 
 def test_nobody_there(caplog: pytest.LogCaptureFixture) -> None:
-    with faulty_service(in_turn(NOTHING)) as service:
-        pass
     clock = SetClock()
-    with pytest.raises(TryAgain, match=r"is not ready after 120 s: .*is it running, and is that its address\?"):
-        engine(service, clock)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))  # so that nobody else listens there
+        service = FaultyService(f"http://127.0.0.1:{nobody.getsockname()[1]}/v1")
+        with pytest.raises(TryAgain, match=r"is not ready after 120 s: .*is it running, and is that its address\?"):
+            engine(service, clock)
     assert clock.time >= 1119
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [re.sub(r".*, for (\d+ s) by now and up to 120 s;.*", r"\1", line) for line in told] == [
@@ -388,7 +391,7 @@ def test_a_loop_is_cut_early_and_the_page_tried_warmer() -> None:
 
     text, service, _ = read(script)
     assert (text.error, text.markdown) == (None, "the song")
-    assert service.gone.wait(10)  # we have left: the server may stop
+    assert service.gone.wait(PATIENCE)  # we have left: the server may stop
     assert [asked.json["temperature"] for asked in service.asked] == [0.0, 0.3]
     assert text.details
     assert (text.details["retries"], text.details["temperature"], text.details["stop"]) == (1, 0.3, "end")
@@ -449,7 +452,7 @@ def test_a_text_without_end_is_stopped_at_the_cap() -> None:
     )  # a server that knows no cap
     assert text.error is not None
     assert "does not end within 100 tokens" in text.error
-    assert service.gone.wait(10)
+    assert service.gone.wait(PATIENCE)
     capped, _, _ = read(lambda *_: stream(["so far"], finish="length"), max_new_tokens=100)
     assert capped.error is not None
     assert capped.details
@@ -466,7 +469,7 @@ def test_a_text_that_has_ended_is_whole_though_the_server_holds_the_line(late: f
 
     held = Reply(ended(), headers={"Content-Type": "text/event-stream"}, hang=True)
     with faulty_service(lambda *_: held) as service:
-        reader = engine(service, clock, timeout=0.2)
+        reader = engine(service, clock, timeout=1.5)  # longer than the text takes, even if the server is slow
         (text,) = reader.read([page()])
         reader.close()
     assert (text.error, text.markdown) == (None, "fine")

@@ -18,6 +18,7 @@ from worker.engines.loading import DTYPES, free_memory, load, within_memory
 from worker.engines.options import Taker
 from worker.engines.presets import PRESETS
 from worker.engines.rapidocr import FoundLines, RapidOcrEngine
+from worker.wording import plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -156,8 +157,8 @@ class TrOcrEngine:
         endless = sum(not reading.ended for reading in readings)
         if endless:
             message = (
-                f"{endless} of {len(readings)} lines did not come to an end within {self._max_new_tokens} tokens and "
-                "are left out; try --engine-option max_new_tokens=N with a larger N"
+                f"{endless} of {plural(len(readings), 'line')} did not come to an end within {self._max_new_tokens} "
+                "tokens and are left out; try --engine-option max_new_tokens=N with a larger N"
             )
             if endless == len(readings):
                 return PageText(found.width, found.height, error=message, details=details)

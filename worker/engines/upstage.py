@@ -23,6 +23,7 @@ from worker.engines.options import Taker
 from worker.errors import BadRequest
 from worker.layout.text import escape
 from worker.remote import Broken, Clock, Deadline, PageRefused, RateLimit, Service, Unavailable, check, request_id
+from worker.wording import plural
 
 if TYPE_CHECKING:
     import httpx
@@ -126,7 +127,7 @@ class UpstageEngine:
     def close(self) -> None:
         if self._billed:
             cost = f", {self._billed * self._price:,.2f} $" if self._price else ""
-            log.info("Upstage has billed %s pages%s", f"{self._billed:,}", cost)
+            log.info("Upstage has billed %s%s", plural(self._billed, "page"), cost)
         self._service.close()
 
     def _read_page(self, page: PageImage) -> PageText:
@@ -141,7 +142,7 @@ class UpstageEngine:
                 answer = _Answer.model_validate_json(response.content)
             except ValidationError as error:
                 # Not asked for again: it has been paid for.
-                why = f"{error.error_count()} errors, such as {error.errors()[0]['msg']}"
+                why = f"{plural(error.error_count(), 'error')}, such as {error.errors()[0]['msg']}"
                 raise PageRefused(f"Upstage's answer makes no sense ({why}): {response.text[:100]!r}") from error
         except PageRefused as error:
             return PageText(page.width, page.height, error=self._service.told(error), details=details)

@@ -22,6 +22,7 @@ from worker.engines.outputs import PARSERS
 from worker.engines.presets import PRESETS, Preset, Prompt
 from worker.errors import BadRequest
 from worker.versions import versions_of
+from worker.wording import plural
 
 if TYPE_CHECKING:
     import torch
@@ -324,13 +325,13 @@ class VisionEngine:
         """Why a page has no text, and what to do."""
         if reading.stop == "length":
             return (
-                f"{self.name} has not come to an end after {reading.tokens} tokens; "
+                f"{self.name} has not come to an end after {plural(reading.tokens, 'token')}; "
                 "try --engine-option max_new_tokens=N with a larger N"
             )
         if reading.stop == "repetition":
             return (
-                f"{self.name} repeats itself, at the last of {reading.retries + 1} attempts after "
-                f"{len(reading.text)} characters; try --engine-option fallback=rapidocr"
+                f"{self.name} repeats itself, at the last of {plural(reading.retries + 1, 'attempt')} after "
+                f"{plural(len(reading.text), 'character')}; try --engine-option fallback=rapidocr"
             )
         if reading.stop == "deadline":
             return (
