@@ -245,7 +245,7 @@ def test_a_page_that_upstage_chokes_on_alone_fails_where_a_page_of_ours_is_read(
     assert text.error is not None
     assert "Upstage could not read the page in 3 tries, while it reads others" in text.error
     assert [asked.is_control for asked in service.asked] == [False, False, True, False]
-    assert "Upstage has billed 1 pages, 2.00 $" in caplog.text
+    assert "Upstage has billed 1 page, 2.00 $" in caplog.text
 
 
 @pytest.mark.parametrize("fault", [*CHOKES, "maintenance"])
