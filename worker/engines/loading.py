@@ -165,8 +165,8 @@ def _check_architecture(checkpoint: Checkpoint, preset: Preset) -> None:
     named_low = {str(name).lower() for name in named}
 
     def fits(architecture: str) -> bool:
-        of_class: Any = getattr(transformers, architecture)
-        return architecture.lower() in named_low or of_class.config_class.model_type == kind
+        of_class: Any = getattr(transformers, architecture, None)  # an older transformers lacks some
+        return architecture.lower() in named_low or (of_class and of_class.config_class.model_type == kind)
 
     if fits(preset.architecture):
         return
