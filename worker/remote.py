@@ -238,8 +238,9 @@ class Service:
         BadRequest where it refuses that as it would any page."""
         import httpx
 
+        by = max(until.latest, self.clock.now() + PROBE_SECONDS)
         try:
-            control(Deadline(until.latest, until.latest))
+            control(Deadline(by, by))
         except (Answered, Broken, httpx.RequestError) as error:
             if isinstance(error, Answered) and error.status in WRONG_RUN:
                 raise self.wrong_run(error) from error

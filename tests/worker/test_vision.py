@@ -619,12 +619,13 @@ def test_a_checkpoint_that_no_engine_reads_with_is_refused(
             build("hunyuan", model=folder)
 
 
+@pytest.mark.parametrize("name", ["lighton", "lighton-3"])
 def test_lightons_own_files_are_read_though_they_name_another_class(
-    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], tmp_path: Path
+    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], tmp_path: Path, name: str
 ) -> None:
     """They are from before transformers had one: https://huggingface.co/lightonai/LightOnOCR-1B-1025, and LightOnOCR-2
-    likewise (https://github.com/sgl-project/sglang/pull/17806)."""
-    folder = shutil.copytree(checkpoints("lighton"), tmp_path / "lighton")
+    likewise (https://github.com/sgl-project/sglang/pull/17806); LightOnOCR-3's weights have names of before, too."""
+    folder = shutil.copytree(checkpoints(name), tmp_path / name)
     named = {"architectures": ["LightOnOCRForConditionalGeneration"], "model_type": "mistral3"}
     unused = {"multimodal_projector_bias": False, "projector_hidden_act": "gelu", "vision_feature_layer": -1}
     for file, said in {
@@ -633,9 +634,14 @@ def test_lightons_own_files_are_read_though_they_name_another_class(
         "tokenizer_config.json": {"processor_class": "LightOnOCRProcessor"},
     }.items():
         (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | said))
+    if name == "lighton-3":
+        weights = load_file(folder / "model.safetensors")
+        old = {key.replace("model.language_model.", "language_model.model."): value for key, value in weights.items()}
+        assert old.keys() != weights.keys()
+        save_file(old, folder / "model.safetensors")
     ours, theirs = (
         [(text.error, text.markdown, (text.details or {})["tokens"]) for text in engine.read(PAGES)]
-        for engine in (build("lighton"), build("lighton", model=folder))
+        for engine in (build(name), build(name, model=folder))
     )
     assert ours == theirs
 

@@ -91,7 +91,7 @@ def test_an_engine_that_answers_for_too_few_pages_is_an_error(make_run: MakeRun)
     assert run.work().returncode == ExitCode.OK
     failure = run.outcome(run.tasks[0][0])
     assert isinstance(failure, Failure)
-    assert "0 texts for 1 pages" in failure.message
+    assert "0 texts for 1 page" in failure.message
 
 
 def test_a_missing_and_a_broken_document_cost_themselves_alone(make_run: MakeRun, tmp_path: Path) -> None:

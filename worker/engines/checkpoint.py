@@ -7,11 +7,14 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worker.engines.presets import Preset
 from worker.errors import BadRequest, DocumentError, TryAgain
-from worker.scratch import Scratch
-from worker.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from worker.scratch import Scratch
+    from worker.storage import Storage
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -50,7 +53,7 @@ def fetch_checkpoint(
             raise BadRequest(f"model {model} has no revisions: leave the option 'revision' out")
         if not model.startswith("s3://"):
             return _own(Path(model), model)
-        return _download(model, storage or open_storage())
+        return _download(model, storage)
     found = _HUB_ID.fullmatch(model)
     if not found or model.startswith("."):
         raise BadRequest(
@@ -144,8 +147,12 @@ def _listed(names: list[str]) -> str:
     return f"only {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _download(prefix: str, storage: Storage) -> Checkpoint:
+def _download(prefix: str, storage: Storage | None) -> Checkpoint:
     """The files directly below an s3:// prefix."""
+    from worker.scratch import Scratch  # neither above: what fetches an image's weights does without
+    from worker.storage import open_storage
+
+    storage = storage or open_storage()
     base = prefix.rstrip("/") + "/"
     scratch = Scratch()
     folder = scratch.path

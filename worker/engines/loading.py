@@ -6,10 +6,12 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from worker.engines.checkpoint import Checkpoint
+from worker.engines import EngineSettings
+from worker.engines.checkpoint import Checkpoint, fetch_checkpoint
 from worker.engines.presets import PRESETS, Preset
 from worker.errors import BadRequest
 
@@ -18,6 +20,44 @@ T = TypeVar("T")
 DTYPES = ("float32", "bfloat16", "float16")
 
 _UNLOADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, ImportError)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to read."""
+
+    checkpoint: Checkpoint
+    processor: Any
+    model: Any
+    device: str  # "cpu", "cuda" or "cuda:N"
+    dtype: str
+
+
+def load(
+    preset: Preset,
+    settings: EngineSettings,
+    *,
+    model: str | None,
+    revision: str | None,
+    device: str | None,
+    dtype: str | None,
+    unused: str | None = None,
+) -> Loaded:
+    """The preset's model, or another checkpoint of its class, where and in the precision that is asked for or fits.
+    Weights whose names begin with `unused` may be missing.
+
+    Raises: BadRequest for a checkpoint or a card that won't do; TryAgain where the checkpoint can't be reached.
+    """
+    check_transformers(preset)
+    device = choose_device(device)
+    dtype = choose_dtype(preset, device, dtype)
+    checkpoint = fetch_checkpoint(preset, model, revision)
+    try:
+        processor, weights = load_checkpoint(checkpoint, preset, device, dtype, settings.threads, unused)
+    except BaseException:
+        checkpoint.discard()
+        raise
+    return Loaded(checkpoint, processor, weights, device, dtype)
 
 
 def check_transformers(preset: Preset) -> None:
@@ -92,6 +132,7 @@ def load_checkpoint(
             checkpoint.folder,
             dtype=getattr(torch, dtype),
             attn_implementation=preset.attention,
+            key_mapping=dict(preset.renamed) or None,
             output_loading_info=True,
         )
     except (*_UNLOADABLE, SafetensorError) as error:
@@ -124,8 +165,8 @@ def _check_architecture(checkpoint: Checkpoint, preset: Preset) -> None:
     named_low = {str(name).lower() for name in named}
 
     def fits(architecture: str) -> bool:
-        of_class: Any = getattr(transformers, architecture)
-        return architecture.lower() in named_low or of_class.config_class.model_type == kind
+        of_class: Any = getattr(transformers, architecture, None)  # an older transformers lacks some
+        return architecture.lower() in named_low or (of_class and of_class.config_class.model_type == kind)
 
     if fits(preset.architecture):
         return
