@@ -25,7 +25,7 @@ run: $(VENV)/.run ## Read the documents in samples/ and write the results to out
 gpu: $(VENV)/.gpu ## Install what vision models and TrOCR need: torch, transformers
 
 test: $(VENV)/.dev ## Run the whole test suite; ARGS="tests/worker -k tiff" runs a part of it
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --max-worker-restart 0 $(ARGS)
 
 image-test: $(VENV)/.run ## Build the worker's image with Docker or buildah, and see it work
 	@$(BIN)/python .ci/image_test.py

@@ -11,7 +11,6 @@ import re
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from worker.engines import Engine, EngineSettings, PageImage, PageText, build_en
 from worker.engines.presets import PRESETS
 from worker.errors import DocumentError, WorkerError
 from worker.pipeline import join_markdown
+from worker.scratch import Scratch
 from worker.settings import Settings, available_cpus
 from worker.storage import Storage, uri_path
 
@@ -267,7 +267,7 @@ def _decode(
     left = request.pages
     with (
         Decoder(request.options, longest_side=longest_side) as decoder,
-        tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch,
+        Scratch() as scratch,
     ):
         for uri in inputs:
             if left <= 0:
@@ -275,7 +275,7 @@ def _decode(
                 return
             document = _Document(uri)
             try:
-                fetched = storage.fetch(uri, Path(scratch))
+                fetched = storage.fetch(uri, scratch)
                 for page in decoder.pages(str(fetched.path)):
                     if left <= 0:
                         document.whole = False

@@ -8,7 +8,6 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.dataset import write_labels
@@ -17,6 +16,7 @@ from jobs.results import Document, RunFolder
 from jobs.summary import Summary, Tally
 from jobs.wording import typed
 from worker.contract import Receipt, Result, Task
+from worker.scratch import Scratch
 from worker.storage import file_errors
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def collect(
     tally = Tally()
     troubled: list[Document] = []
     troubles = 0
-    with file_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
-        lines_path, table_path = Path(scratch, "results.jsonl"), Path(scratch, "results.parquet")
+    with file_errors(tempfile.gettempdir()), Scratch() as scratch:
+        lines_path, table_path = scratch / "results.jsonl", scratch / "results.parquet"
         with open(lines_path, "w", encoding="utf-8") as lines, pa.parquet.ParquetWriter(table_path, _schema()) as table:
             rows: list[dict[str, Any]] = []
             for document in folder.documents():

@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -28,6 +27,7 @@ from worker.dataset import ParquetSet, column_kind, image_uri, is_text, row_uri
 from worker.engines.presets import forbidden_to_label
 from worker.errors import BadRequest, BadSetup, DocumentError
 from worker.labels import part_schema, tables
+from worker.scratch import Scratch
 from worker.storage import NoBucket, NotFound, Storage, file_errors
 
 if TYPE_CHECKING:
@@ -169,10 +169,10 @@ def write_labels(folder: RunFolder) -> dict[str, int]:
     schema = labels_schema().with_metadata({"pagefleet": json.dumps(told, ensure_ascii=False)})
     with (
         file_errors(tempfile.gettempdir()),
-        tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch,
+        Scratch() as scratch,
         _open_again(folder.storage, dataset) as opened,
     ):
-        path = Path(scratch, "labels.parquet")
+        path = scratch / "labels.parquet"
         join = _Join(folder, dataset, opened)
         with pa.parquet.ParquetWriter(path, schema, compression="zstd") as labelled:
             for table in join.tables():

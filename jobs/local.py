@@ -26,6 +26,7 @@ from worker.contract import ExitCode, Options, RunPaths
 from worker.decode import Decoder
 from worker.engines import check_engine, check_options
 from worker.errors import DocumentError
+from worker.scratch import Scratch
 from worker.storage import NotFound, Storage, file_errors, to_uri, uri_path
 from worker.versions import library_versions
 
@@ -171,12 +172,12 @@ def write_report_file(folder: RunFolder, summary: Summary) -> str:
     uri = folder.paths.file("report.html")
     with (
         file_errors(tempfile.gettempdir()),
-        tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch,
+        Scratch() as scratch,
         PageImages(folder.storage, folder.run.options) as images,
     ):
-        path = Path(scratch, "report.html")
+        path = scratch / "report.html"
         try:
-            results = folder.storage.fetch(folder.paths.file("results.jsonl"), Path(scratch)).path
+            results = folder.storage.fetch(folder.paths.file("results.jsonl"), scratch).path
         except NotFound as error:
             raise UsageError(
                 f"the run at {shown(folder.uri)} has no results.jsonl to make a report of: `pagefleet collect "
@@ -211,12 +212,12 @@ def versions() -> dict[str, str]:
 def page_counter(storage: Storage, options: Options) -> Iterator[Callable[[str], int]]:
     """Counts pages in a child process that is started when the first document asks."""
     decoder: Decoder | None = None
-    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
+    with Scratch() as scratch:
 
         def count(uri: str) -> int:
             nonlocal decoder
             decoder = decoder or Decoder(options, longest_side=64)
-            fetched = storage.fetch(uri, Path(scratch))
+            fetched = storage.fetch(uri, scratch)
             try:
                 return decoder.count(str(fetched.path))
             finally:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -21,6 +23,7 @@ from worker.receipts import read_receipts
 from worker.storage import LocalStorage, path_uri
 
 ROOT = Path(__file__).parent.parent
+PATIENCE = 300.0  # seconds: only what hangs takes longer, on however slow and busy a machine
 
 
 def draw(path: Path, action: str = "read", size: tuple[int, int] = (120, 80)) -> Path:
@@ -87,10 +90,10 @@ class RunOnDisk:
 
     def work(self, shard: int = 0, attempt: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
         """Runs the worker to its end. A returncode as a shell gives it."""
-        process = self.start(shard, attempt, **environment)
-        out, err = process.communicate(timeout=60)
-        code = process.returncode
-        return subprocess.CompletedProcess(process.args, 128 - code if code < 0 else code, out, err)
+        done = ended(self.start(shard, attempt, **environment))
+        if done.returncode < 0:
+            done.returncode = 128 - done.returncode
+        return done
 
     def outcome(self, task: Task) -> Result | Failure | None:
         """The task's one outcome; fails where it has two."""
@@ -115,6 +118,43 @@ class RunOnDisk:
 
     def marker(self, shard: int = 0) -> Marker | None:
         return read_marker(self.storage, self.paths.marker(shard))
+
+
+def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
+    """What a process said until its end. One that does not end is killed, and the test fails with what it had said."""
+    try:
+        out, err = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired as error:
+        process.kill()
+        said = b"".join(text for text in (error.stdout, error.stderr) if text).decode(errors="replace")
+        pytest.fail(f"{process.args} does not end within {PATIENCE:.0f} s; it has said:\n{said}")
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def wait_for(
+    condition: Callable[[], bool], there: Callable[[], object], process: subprocess.Popen[str] | None = None
+) -> None:
+    """Until it holds. Fails with what is `there` instead, and at once where the process that should bring it about has
+    ended."""
+    until = time.monotonic() + PATIENCE
+    while not condition():
+        if process and process.poll() is not None and not condition():
+            pytest.fail(f"waited in vain: {there()}; {process.args} has ended: {ended(process)}")
+        if time.monotonic() > until:
+            pytest.fail(f"waited in vain for {PATIENCE:.0f} s: {there()}")
+        time.sleep(0.02)
+
+
+def ends(pid: int) -> bool:
+    """Whether a process that is no child of ours has ended, or still does."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([handle], [], [], PATIENCE)[0])
+    finally:
+        os.close(handle)
 
 
 def worker_environment(**more: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jobs import open_run
 from tests import corpus
-from tests.conftest import RunOnDisk, draw, worker_environment
+from tests.conftest import RunOnDisk, draw, ended, worker_environment
 from tests.faults.proxy import faulty_proxy
 from tests.jobs.test_cli import COLOUR, pagefleet
 from worker.contract import ExitCode, Failure, Options, Result, Task
@@ -54,7 +54,7 @@ def test_a_decoder_that_dies_hangs_or_eats_memory_costs_that_document(tmp_path: 
         tasks.append(Task(uri=path_uri(tmp_path / name), name=name))
         picture = draw(tmp_path / f"after-{name}.png")
         tasks.append(Task(uri=path_uri(picture), name=picture.name))
-    options = Options(page_timeout=2.5, decode_memory=512)
+    options = Options(page_timeout=6, decode_memory=512)  # none but the one that hangs takes as long
     run = RunOnDisk(tmp_path / "run", [tasks], options=options)
     done = run.work(PAGEFLEET_DECODER="tests.worker.faulty_decoder")
     assert done.returncode == ExitCode.OK, done.stderr
@@ -109,10 +109,10 @@ def test_a_full_disk_is_told_and_the_run_can_be_resumed(tmp_path: Path) -> None:
         text=True,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (300, 300)),
     )
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == ExitCode.TRY_AGAIN, errors
-    assert "no space left for" in errors
-    assert "free some, then resume the run" in errors
+    done = ended(process)
+    assert done.returncode == ExitCode.TRY_AGAIN, done.stderr
+    assert "no space left for" in done.stderr
+    assert "free some, then resume the run" in done.stderr
     assert not list(run.folder.rglob(".pagefleet-*"))
     assert pagefleet("resume", str(run.folder), "--no-report", cwd=tmp_path).returncode == 0
     assert set(outcomes(run.folder).values()) == {"ok"}
@@ -129,19 +129,19 @@ def test_memory_does_not_grow_with_the_length_of_a_document_or_a_run(tmp_path: P
             tasks.append(Task(uri=path_uri(path), name=file))
         run = RunOnDisk(tmp_path / f"run-{name}", [tasks], options=Options(dpi=72))
         process = run.start()
-        for stream in (process.stdout, process.stderr):
-            assert stream
-            while stream.read(1 << 16):
-                pass
-            stream.close()
+        assert process.stdout
+        assert process.stderr
+        said = process.stdout.read() + process.stderr.read()
+        process.stdout.close()
+        process.stderr.close()
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
-        assert process.returncode == ExitCode.OK
+        assert process.returncode == ExitCode.OK, said
         assert set(run.outcomes().values()) == {"ok"}
         return usage.ru_maxrss // 1024
 
     picture = draw(tmp_path / "a.png").read_bytes()
-    short, long = peak("short", {"a.pdf": corpus.text_pdf(60)}), peak("long", {"a.pdf": corpus.text_pdf(600)})
+    short, long = peak("short", {"a.pdf": corpus.text_pdf(30)}), peak("long", {"a.pdf": corpus.text_pdf(300)})
     few, many = (
         peak(name, {f"{n}.png": picture for n in range(count)}) for name, count in (("few", 100), ("many", 1000))
     )

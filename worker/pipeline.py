@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import queue
 import shutil
-import tempfile
 import threading
 import time
 import traceback
@@ -27,6 +26,7 @@ from worker.decode import BadPage, Decoder
 from worker.engines import Engine, PageImage, PageText
 from worker.errors import BadRequest, DocumentError, WorkerError
 from worker.marker import InFlight
+from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.storage import Fetched, Storage
 from worker.wording import plural
@@ -99,7 +99,7 @@ class Pipeline:
         self._fetched: queue.SimpleQueue[_Document | None] = queue.SimpleQueue()
         self._pages = _PageQueue(QUEUE_BYTES)
         self._disk = _DiskBudget(SCRATCH_BYTES)
-        self._scratch: str | None = None
+        self._scratch: Path | None = None
         self._calls: dict[int, tuple[float, list[Task]]] = {}  # by engine thread: since when, and with which tasks
         self._counting = threading.Lock()
         self.left_over = 0  # tasks that were admitted or seen but have no outcome, because of a drain
@@ -120,11 +120,11 @@ class Pipeline:
         decoders = min(DECODERS, self._job.settings.threads)
         try:
             with (
-                tempfile.TemporaryDirectory(prefix="pagefleet-", dir=self._job.settings.scratch) as scratch,
+                Scratch(self._job.settings.scratch) as scratch,
                 ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as self._writers,
             ):
                 self._scratch = scratch
-                fetching = self._start(FETCHERS, "fetch", lambda: self._fetch(source, Path(scratch)))
+                fetching = self._start(FETCHERS, "fetch", lambda: self._fetch(source, scratch))
                 decoding = self._start(decoders, "decode", self._decode)
                 reading = self._start(self._job.engine.concurrency, "engine", self._read)
                 self._join(fetching)
@@ -448,7 +448,8 @@ class _Document:
             self._trace = _tail(error)
             self.fail_page(image.number, FailureCode.ENGINE_ERROR, f"{type(error).__name__}: {error}", image)
         else:
-            self._written_by_engine |= text.markdown is not None
+            if text.markdown is not None:
+                self._written_by_engine = True
             self.add_page(page)
             with self._lock:
                 self.warnings += [

@@ -50,8 +50,8 @@ class Supervisor:
     def drain(self) -> None:
         """Passes the request on; safe to call from a signal handler."""
         self._draining = True
-        if self._child:
-            self._child.send_signal(signal.SIGTERM)
+        if child := self._child:  # which may end, and be forgotten, at this moment
+            child.send_signal(signal.SIGTERM)
 
     def run(self, marker: Marker) -> ExitCode:
         """From the marker that a crash left, to the end of the shard."""

@@ -18,6 +18,7 @@ from jobs.cli.batch import _open, _stack, region_option, stack_option
 from jobs.cli.image import ask_checkout
 from jobs.errors import CliExit, JobError
 from jobs.wording import plural
+from worker.scratch import Scratch
 
 if TYPE_CHECKING:
     from jobs.batch import BatchRun
@@ -83,8 +84,8 @@ def submit_command(stack: str, wait_minutes: str, **fields: str) -> None:
 
     parse_minutes(wait_minutes or "0")
     form = Form(stack, **fields)
-    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
-        told = _pagefleet("submit", *form.arguments(Path.cwd(), Path(scratch)), "--json")
+    with Scratch() as scratch:
+        told = _pagefleet("submit", *form.arguments(Path.cwd(), scratch), "--json")
     _tell_submitted(told)
 
 
@@ -142,8 +143,8 @@ def collect_command(run: str, out: Path, limit: int | None, **given: Any) -> Non
     from jobs.artifacts import RESULTS_BYTES, left_out_note, pack
 
     step, found = _step(), _open(run, given)
-    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
-        fetched = Path(scratch) / found.id
+    with Scratch() as scratch:
+        fetched = scratch / found.id
         command = ("fetch", run, *_place(given), "--no-documents", "--json", "--out", str(fetched))
         exit_code, _, words = _run_pagefleet(*command)
         limit = RESULTS_BYTES if limit is None else limit

@@ -15,7 +15,8 @@ from pathlib import Path
 
 def main(port: int, lives: Path) -> None:
     life = len(list(lives.glob("life-*")))
-    (lives / f"life-{life}").write_text(str(os.getpid()))
+    (lives / "begun").write_text(str(os.getpid()))
+    (lives / "begun").rename(lives / f"life-{life}")  # never half written, whenever we are killed
     print("hello from the server", flush=True)  # where the worker's receipts must not be disturbed
     script = (lives / "script").read_text().split()
     act = script[min(life, len(script) - 1)]

@@ -42,10 +42,9 @@ class Colour:
 
     def __init__(self, settings: EngineSettings) -> None:
         self.settings = settings
-        if log := settings.options.get("log"):  # tells which pages were read, to find those read twice
-            self._log: Path | None = Path(log)
-        else:
-            self._log = None
+        log, gate = settings.options.get("log"), settings.options.get("gate")
+        self._log = Path(log) if log else None  # tells which pages were read, to find those read twice
+        self._gate = Path(gate) if gate else None  # how many of them may be: more are held in hand until it says so
 
     def read(self, pages: Sequence[PageImage]) -> list[PageText]:
         return [self._read(page) for page in pages]
@@ -58,6 +57,8 @@ class Colour:
         if self._log:
             with open(self._log, "a") as log:
                 log.write(f"{page.width}x{page.height} {action}\n")
+            while self._gate and self._log.read_text().count("\n") > int(self._gate.read_text()):
+                time.sleep(0.01)
         if action == "raise":
             raise RuntimeError("this page is red")
         if action == "kill" or (action == "kill_once" and _first_time(self.settings)):

@@ -24,6 +24,7 @@ class Handler(BaseHTTPRequestHandler):
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 128  # of the default five, a busy machine lets a sixth client wait for a second
 
     def handle_error(self, *_: object) -> None:
         pass  # we cut the connections ourselves

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import signal
 import threading
@@ -26,6 +27,7 @@ from jobs.stack import load_stack
 from jobs.summary import Summary
 from jobs.watch import Snapshot, Watch
 from tests.agent import SPOT_REASON, assume
+from tests.conftest import PATIENCE
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, _examples
 from worker.contract import Dataset, ExitCode, Options, RunPaths
@@ -422,7 +424,7 @@ def test_many_threads_submit_a_run_once(deployed: Deployed, tmp_path: Path) -> N
         lock = threading.Lock()
 
         def create(self, uri: str, data: bytes) -> bool:
-            together.wait(30)
+            together.wait(PATIENCE)
             with self.lock:
                 return storage.create(uri, data)
 
@@ -433,7 +435,7 @@ def test_many_threads_submit_a_run_once(deployed: Deployed, tmp_path: Path) -> N
         try:
             with batch_module._claimed(Meeting(), paths, "race"):  # type: ignore[arg-type]
                 entered.append(True)
-                done.wait(30)
+                done.wait(PATIENCE)
         except UsageError:
             refused.release()
 
@@ -442,7 +444,7 @@ def test_many_threads_submit_a_run_once(deployed: Deployed, tmp_path: Path) -> N
     for thread in threads:
         thread.start()
     for _ in range(3):
-        assert refused.acquire(timeout=30)
+        assert refused.acquire(timeout=PATIENCE)
     done.set()
     for thread in threads:
         thread.join()
@@ -457,7 +459,7 @@ def test_a_claim_that_a_killed_process_left_counts_for_some_minutes(
     deployed.client("s3").put_object(Bucket="outputs", Key="runs/killed/claims/0001.json", Body=json.dumps(left))
     refused = pagefleet("submit", "a.png", "--run-id", "killed", *COLOUR)
     assert refused.exit_code == 2
-    assert "it can be done again in 10 minutes" in refused.stderr
+    assert re.search("it can be done again in (9|10) minutes", refused.stderr)
     left["time"] = (datetime.now(UTC) - timedelta(minutes=11)).isoformat()
     deployed.client("s3").put_object(Bucket="outputs", Key="runs/killed/claims/0001.json", Body=json.dumps(left))
     taken_over = pagefleet("submit", "a.png", "--run-id", "killed", *COLOUR)
@@ -598,14 +600,14 @@ def test_logs_are_followed_while_the_worker_speaks(deployed: Deployed, tmp_path:
 
     def hold(index: int, attempt: int) -> None:
         started.set()
-        assert seen.wait(30)
+        assert seen.wait(PATIENCE)
 
     deployed.agent.during = hold
     run = open_batch_run(open_storage(), "s3://outputs/runs/talk", deployed.aws)
     agent = threading.Thread(target=deployed.agent.run, args=(deployed.job("talk"),))
     agent.start()
     states, told = [], []
-    for line in follow_logs(run, None, sleep=lambda _: agent.join(30) if seen.is_set() else started.wait(30)):
+    for line in follow_logs(run, None, sleep=lambda _: (agent.join if seen.is_set() else started.wait)(PATIENCE)):
         states.append(run.status())
         told.append(line.text)
         seen.set()

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from click.testing import CliRunner
 from jobs import open_run
 from jobs.cli import batch, main
 from jobs.summary import Summary
-from tests.conftest import ROOT, draw, draw_frames, worker_environment
+from tests.conftest import PATIENCE, ROOT, draw, draw_frames, ended, wait_for, worker_environment
 from worker.contract import Failure, Result
 
 COLOUR = ("--engine", "tests.faults.engines:Colour")
@@ -35,7 +34,7 @@ def pagefleet(*arguments: str, cwd: Path, **environment: str) -> subprocess.Comp
         env=worker_environment(**environment),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 
@@ -49,7 +48,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_run_leaves_what_the_readme_promises(folder: Path) -> None:
-    done = pagefleet("run", "in", "--out", "out", *COLOUR, cwd=folder)
+    done = pagefleet("run", "in", "--out", "out", "--workers", "1", *COLOUR, cwd=folder)
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert rows[0] == ["document", "pages", "lines", "confidence", "seconds", "outcome"]
@@ -187,7 +186,7 @@ def test_selected_pages(folder: Path) -> None:
 
 def test_a_dry_run_touches_nothing(folder: Path) -> None:
     before = sorted(folder.rglob("*"))
-    done = pagefleet("run", "in", "--out", "out", "--dry-run", *COLOUR, cwd=folder)
+    done = pagefleet("run", "in", "--out", "out", "--workers", "1", "--dry-run", *COLOUR, cwd=folder)
     assert done.returncode == 0
     assert "would read 3 documents as 3 tasks in 1 shard with" in done.stdout
     assert done.stdout.splitlines()[1:] == [
@@ -285,7 +284,7 @@ def test_a_run_whose_listener_has_gone_goes_on(folder: Path) -> None:
     assert process.stdout
     process.stderr.close()
     process.stdout.close()
-    process.wait(timeout=60)
+    process.wait(timeout=PATIENCE)
     assert {document.status for document in open_run(str(folder / "out")).documents()} == {"ok"}
 
 
@@ -300,14 +299,13 @@ def test_ctrl_c_drains_and_prints_the_command_that_resumes(folder: Path) -> None
         stderr=subprocess.PIPE,
         text=True,
     )
-    end = time.monotonic() + 30
-    while len(list((folder / "out/documents").glob("*.json"))) < 2 and time.monotonic() < end:
-        time.sleep(0.02)
+    read = lambda: len(list((folder / "out/documents").glob("*.json")))  # noqa: E731
+    wait_for(lambda: read() >= 2, read, process)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 4
-    assert "`pagefleet resume out` reads the rest" in errors
-    assert "Traceback" not in errors
+    drained = ended(process)
+    assert drained.returncode == 4, drained.stderr
+    assert "`pagefleet resume out` reads the rest" in drained.stderr
+    assert "Traceback" not in drained.stderr
     done = pagefleet("resume", "out", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert Summary.model_validate_json((folder / "out/summary.json").read_bytes()).documents.ok == 43

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -31,12 +32,11 @@ from jobs import dataset as datasets
 from jobs.cli import main
 from jobs.dataset import DatasetRequest, check_licence, labels_schema, plan_dataset
 from jobs.plan import describe_run, write_plan
-from tests.conftest import draw, image, worker_environment
+from tests.conftest import draw, ended, image, wait_for, worker_environment
 from tests.faults.services import Asked, faulty_service, json_reply, stream
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_cli import COLOUR, pagefleet
 from tests.worker.test_engine_upstage import answer as upstage_answer
-from tests.worker.test_worker import _wait_for
 from worker.contract import ExitCode, Options, Page, RunPaths
 from worker.dataset import ParquetSet, RowImages, row_uri
 from worker.engines import ENGINES
@@ -584,7 +584,10 @@ class TestReading:
 
 class Upstage:
     """Upstage's Document OCR on loopback, as `tests.worker.test_engine_upstage` describes it: a page is known by its
-    width. After `limit` requests nobody listens any more; answers to those after the 37th wait for `go_on`."""
+    width. After `limit` requests nobody listens any more; answers to those after the 37th wait for `go_on`.
+
+    Several may have one `port`, which is nobody else's as long as one of them is there: they are opened in turn.
+    """
 
     def __init__(self, limit: int | None = None, port: int = 0) -> None:
         self.asked: list[int] = []  # widths of the pages, in the order they came
@@ -592,8 +595,13 @@ class Upstage:
         self.go_on = threading.Event()
         self.go_on.set()
         self._limit = limit
-        self._listener = socket.create_server(("127.0.0.1", port))
-        self.port = self._listener.getsockname()[1]
+        self._listener = socket.socket()
+        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._listener.bind(("127.0.0.1", port))
+        self.port: int = self._listener.getsockname()[1]
+
+    def open(self) -> None:
+        self._listener.listen(100)
         threading.Thread(target=self._serve, daemon=True).start()
 
     def options(self) -> list[str]:
@@ -601,6 +609,8 @@ class Upstage:
         return ["--engine", "upstage", *(f"--engine-option={option}" for option in options)]
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):  # it never listened
+            self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
 
     def _serve(self) -> None:
@@ -655,7 +665,8 @@ class TestUpstage:
 
     def start(self, upstage: Upstage, batch_size: int = 34) -> subprocess.Popen[str]:
         arguments = ("--dataset", "train.parquet", "--batch-size", str(batch_size), "--concurrency", "3", "--resume")
-        command = [sys.executable, "-m", "jobs.cli", "run", *arguments, "--no-report", *upstage.options()]
+        options = ("--workers", "1", "--no-report", *upstage.options())
+        command = [sys.executable, "-m", "jobs.cli", "run", *arguments, *options]
         environment = worker_environment(UPSTAGE_API_KEY="up_test", TMPDIR=os.getcwd())  # SIGKILL leaves downloads
         return subprocess.Popen(command, env=environment, text=True, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
 
@@ -672,41 +683,41 @@ class TestUpstage:
 
     def test_killed_at_row_37_of_100_and_resumed(self, hundred: Path) -> None:
         upstage = Upstage(limit=37)
+        again = Upstage(port=upstage.port)
+        upstage.open()
+        results = lambda: len(list((hundred / "runs/train/documents").rglob("*.json")))  # noqa: E731
         with self.start(upstage) as run:
-            assert upstage.reached.wait(300)
-            results = hundred / "runs/train/documents"
-            _wait_for(lambda: len(list(results.rglob("*.json"))) == 37)
+            wait_for(lambda: results() == 37, lambda: (results(), upstage.asked), run)
             tasks = Path(f"/proc/{run.pid}/task").glob("*/children")
             for pid in (run.pid, *(int(pid) for task in tasks for pid in task.read_text().split())):
                 os.kill(pid, signal.SIGKILL)
         before = list(upstage.asked)
         assert [part.name for part in (hundred / "runs/train/labels").iterdir()] == ["00000.parquet"]
-        again = Upstage(port=upstage.port)
+        again.open()
         try:
-            with self.start(again) as run:
-                _, errors = run.communicate(timeout=300)
+            done = ended(self.start(again))
         finally:
             again.close()
-        assert run.returncode == 0, errors
+        assert done.returncode == 0, done.stderr
         self.check(hundred, before + again.asked)
 
     def test_asked_to_stop_at_row_37_of_100_and_resumed(self, hundred: Path) -> None:
         upstage = Upstage()
+        upstage.open()
         upstage.go_on.clear()
         try:
             with self.start(upstage, batch_size=100) as run:
-                assert upstage.reached.wait(300)
+                wait_for(upstage.reached.is_set, lambda: upstage.asked, run)
                 run.terminate()
                 assert run.stderr is not None
                 assert any("stopping" in line for line in run.stderr)
                 upstage.go_on.set()
-                _, errors = run.communicate(timeout=300)
-            assert run.returncode == 4, errors
-            assert "resume" in errors
+                stopped = ended(run)
+            assert stopped.returncode == 4, stopped.stderr
+            assert "resume" in stopped.stderr
             assert 37 <= len(upstage.asked) < 100
-            with self.start(upstage, batch_size=100) as run:
-                _, errors = run.communicate(timeout=300)
-            assert run.returncode == 0, errors
+            done = ended(self.start(upstage, batch_size=100))
+            assert done.returncode == 0, done.stderr
         finally:
             upstage.go_on.set()
             upstage.close()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import PATIENCE, ROOT
 from worker.engines.presets import PRESETS
 
 PRESET = PRESETS["paddleocr-vl"]
@@ -90,7 +90,7 @@ def python(home: Path, *arguments: str, **environment: str) -> subprocess.Comple
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     more = {"PYTHONPATH": str(ROOT), "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", **environment}
     return subprocess.run(
-        [sys.executable, *arguments], env={**kept, **more}, capture_output=True, text=True, timeout=60
+        [sys.executable, *arguments], env={**kept, **more}, capture_output=True, text=True, timeout=PATIENCE
     )
 
 

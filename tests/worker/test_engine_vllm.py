@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import select
 import shlex
 import signal
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.conftest import PATIENCE, ends
 from tests.faults.services import SetClock
 from worker.beside import Beside, ServerLost
 from worker.contract import ExitCode, Options, Result
@@ -43,23 +43,11 @@ def lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lives:
 
 def options(folder: Path, **more: str) -> dict[str, Any]:
     command = f"{shlex.quote(sys.executable)} -m tests.faults.dying_server {{port}} {shlex.quote(str(folder))}"
-    return {"command": command, "model": "tiny", "start": "60", **more}
+    return {"command": command, "model": "tiny", "start": str(PATIENCE), **more}
 
 
 def started(folder: Path) -> int:
     return len(list(folder.glob("life-*")))
-
-
-def ends(pid: int) -> bool:
-    """Whether a process that is no child of ours has ended, or does so within half a minute."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        return bool(select.select([handle], [], [], 30)[0])
-    finally:
-        os.close(handle)
 
 
 def is_running(pid: int) -> bool:
@@ -185,7 +173,7 @@ def slow_restarts(monkeypatch: pytest.MonkeyPatch, seconds: float) -> SetClock:
         clock.time += min(seconds, most)
         if seconds > most:
             raise ServerLost(f"does not answer within {most:.0f} s")
-        settle(server, 60)
+        settle(server, PATIENCE)
 
     monkeypatch.setattr(Beside, "settle", slow)
     return clock
@@ -268,9 +256,9 @@ def test_what_a_dead_server_has_started_goes_with_it(tmp_path: Path, monkeypatch
     """vLLM's own processes hold the card's memory, which the next start needs."""
     monkeypatch.setattr("worker.beside.POLL_SECONDS", 0.1)
     script = f"sleep 1000 & echo $! >> {shlex.quote(str(tmp_path / 'children'))}; exit 1"
-    server = Beside(["sh", "-c", script], lambda: False, start_seconds=30, restarts=1)
+    server = Beside(["sh", "-c", script], lambda: False, start_seconds=PATIENCE, restarts=1)
     with pytest.raises(ServerLost, match="has died 2 times"):
-        server.wait(30)
+        server.wait(PATIENCE)
     server.stop()
     children = (tmp_path / "children").read_text().split()
     assert len(children) == 2
@@ -280,7 +268,7 @@ def test_what_a_dead_server_has_started_goes_with_it(tmp_path: Path, monkeypatch
 def test_a_stopped_server_stays_down(lives: Lives) -> None:
     folder = lives("live")
     command = [sys.executable, "-m", "tests.faults.dying_server", "0", str(folder)]
-    server = Beside(command, lambda: True, start_seconds=30)
-    server.wait(30)
+    server = Beside(command, lambda: True, start_seconds=PATIENCE)
+    server.wait(PATIENCE)
     server.stop()
     assert started(folder) <= 1

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from tests.conftest import RunOnDisk
+from tests.conftest import PATIENCE, RunOnDisk, wait_for
 from tests.faults.engines import Colour
 from worker.engines import EngineSettings, PageImage, PageText
 from worker.outcomes import RunPlaces
@@ -30,7 +29,7 @@ class Held(Colour):
 
     def read(self, pages: Sequence[PageImage]) -> list[PageText]:
         self.asked += [page.number for page in pages]
-        assert self.go.acquire(timeout=60)
+        assert self.go.acquire(timeout=2 * PATIENCE)
         return super().read(pages)
 
 
@@ -44,11 +43,12 @@ def drained(run: RunOnDisk, engine: Held, calls: int, queued: int, go_first: int
     running.start()
     for _ in range(go_first):
         engine.go.release()
-    _wait_for(lambda: len(engine.asked) == calls and len(pipeline._pages._items) == queued)
+    seen = lambda: (len(engine.asked), len(pipeline._pages._items))  # noqa: E731
+    wait_for(lambda: seen() == (calls, queued), seen)
     pipeline.drain()
     for _ in range(100):
         engine.go.release()
-    running.join(60)
+    running.join(PATIENCE)
     assert not running.is_alive()
     return pipeline
 
@@ -69,10 +69,3 @@ def test_a_document_that_was_begun_is_finished(make_run: MakeRun) -> None:
     assert sorted(engine.asked) == [1, 2, 3, 4, 5, 6]
     assert pipeline.left_over == 0
     assert run.outcomes() == {"a.tiff": "ok"}
-
-
-def _wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.01)

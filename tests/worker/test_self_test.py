@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import worker_environment
+from tests.conftest import PATIENCE, worker_environment
 from worker import __version__
 from worker.settings import Settings
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "worker", *arguments]
-    return subprocess.run(command, env=worker_environment(**environment), capture_output=True, text=True, timeout=60)
+    given = worker_environment(**environment)
+    return subprocess.run(command, env=given, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def report(ended: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from jobs.accuracy import error_rate
 from jobs.cli import main
 from jobs.results import open_run
-from tests.conftest import ROOT, RunOnDisk
+from tests.conftest import PATIENCE, ROOT, RunOnDisk
 from tests.rendering import draw_card, fresh_strings
 from worker.contract import ExitCode, Options, Result, Task
 from worker.engines import EngineSettings, PageImage
@@ -33,7 +33,7 @@ def server() -> Iterator[VllmEngine]:
     """The engine with its server."""
     program = f"{shlex.quote(sys.executable)} -m tests.serve_on_cpu"
     command = f"env HF_HUB_OFFLINE=1 {program} serve {{model}} --host 127.0.0.1 --port {{port}}"
-    options = {**ASKED, "model": str(TINY), "command": command, "start": "120"}
+    options = {**ASKED, "model": str(TINY), "command": command, "start": str(PATIENCE)}
     engine = VllmEngine(EngineSettings(1, options=options))
     yield engine
     engine.close()

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, ended
 from tests.jobs.conftest import Deployed
 from tests.jobs.conftest import deployed as deployed  # a fixture
 
@@ -94,7 +94,7 @@ class Act:
             *(f"--env={name}={value}" for name, value in given.items()),
         ]
         clean = {"HOME": str(self.home), "PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-        done = subprocess.run(command, env=clean, capture_output=True, text=True, timeout=300, check=False)
+        done = ended(subprocess.Popen(command, env=clean, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
         ran = _read(done.stdout + done.stderr, artifacts)
         assert not [secret for secret in _secrets() if secret in ran.log + ran.summary]
         return ran

@@ -30,7 +30,7 @@ AWKWARD = (
 
 def form(**fields: str) -> dict[str, Any]:
     """What the form sends where nothing else is filled in."""
-    return {"stack": "dev", "engine": COLOUR, "wait-minutes": "5"} | {
+    return {"stack": "dev", "engine": COLOUR, "wait-minutes": "4"} | {
         name.replace("_", "-"): text for name, text in fields.items()
     }
 
@@ -87,7 +87,7 @@ def test_what_fails_fails_the_workflow_with_artifacts_and_can_be_resumed(
     assert "[resume](https://github.com/acme/pagefleet/actions/workflows/resume.yml)" in ran.summary
 
     deployed.upload(tmp_path, {"b.png": "read", "gone | `x`.png": "read"})
-    mended = act.run("resume", inputs={"stack": "dev", "run": run, "retry-failed": "true", "wait-minutes": "5"})
+    mended = act.run("resume", inputs={"stack": "dev", "run": run, "retry-failed": "true", "wait-minutes": "4"})
     assert mended.jobs == {"resume": "success"}, mended.log
     assert {row["status"] for row in results(mended, run).values()} == {"ok"}
     assert "| documents | 3 (3 ok) |" in mended.summary
