@@ -365,6 +365,27 @@ def test_an_emulator_that_ends_jobs_at_once_will_do(
     assert pagefleet("logs", "quick").exit_code == 0
 
 
+def test_what_to_do_next_names_the_stack_where_it_is_not_the_usual_one(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed.description["stack"] = "prod"
+    value = json.dumps(deployed.description)
+    deployed.client("ssm").put_parameter(Name="/pagefleet/prod", Value=value, Type="String")
+    monkeypatch.setenv("PAGEFLEET_STACK", "prod")
+    assert "stack prod has no runs so far: `pagefleet submit` starts one" in pagefleet("runs").stderr
+    submitted = pagefleet("submit", "a.png", "--run-id", "one", *COLOUR).stdout
+    assert "`pagefleet watch one --stack prod`, then `pagefleet fetch one --stack prod`" in submitted
+    assert "`pagefleet watch one --stack prod`" in pagefleet("submit", "a.png", "--run-id", "one", *COLOUR).stderr
+    assert "`pagefleet watch one --stack prod`" in pagefleet("resume", "one").stderr
+    assert "`pagefleet watch one --stack prod`" in pagefleet("watch", "one", "--wait-minutes", "0").stderr
+    nothing = pagefleet("cost", "one")
+    assert nothing.exit_code == 1
+    assert "run one has cost nothing so far: no shard has started" in nothing.stderr
+    deployed.jobs.tell(deployed.job("one"), "FAILED", {})
+    assert "`pagefleet fetch one --stack prod` brings" in pagefleet("cancel", "one").stderr
+    assert "`pagefleet resume one --stack prod` reads it" in pagefleet("watch", "one").stderr
+
+
 @pytest.mark.parametrize("when", ["before its claim", "between its claim and its job"])
 def test_of_two_submits_at_the_same_time_one_submits(
     deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
@@ -651,7 +672,7 @@ def test_a_forgotten_job_is_no_obstacle(deployed: Deployed, tmp_path: Path, monk
     assert pagefleet("watch", "old").exit_code == 0
     assert pagefleet("fetch", "old", "--no-report").exit_code == 0
     assert json.loads((tmp_path / "runs/old/summary.json").read_text())["cost"] == known
-    assert "it has forgotten them" in pagefleet("cost", "old").stderr
+    assert "AWS Batch has forgotten the jobs of run old: what it had cost" in pagefleet("cost", "old").stderr
     assert json.loads(pagefleet("runs", "--json").stdout)["runs"][0]["state"] == "collected"
 
 
