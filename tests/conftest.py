@@ -208,7 +208,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             monkeypatch.delenv(name)
     for name, value in aws_environment(s3_server).items():
         monkeypatch.setenv(name, value)
-    urllib3.request("POST", f"{s3_server}/moto-api/reset", timeout=60)
+    urllib3.request("POST", f"{s3_server}/moto-api/reset", timeout=PATIENCE)
     client = boto3.client("s3")
     for bucket in ("inputs", "outputs"):
         client.create_bucket(Bucket=bucket)
