@@ -2,9 +2,9 @@
 
 LIVES is a folder. Each start leaves a file there. What it does in its n-th life is the n-th word of the file `script`:
 `die`: at once; `mute`: it never answers; a number: answers that many pages, and dies at the next; `poison`: dies of a
-page of 13 by 13 pixels, after all others that it waits for have come; `engine`: as `poison`, but as vLLM's server does
-when its engine dies: tells all that it has in hand, says 503 of its health, and leaves with 0 when it has been asked for
-that; `stuck`: so, but it stays; `live`: answers all.
+page of 13 by 13 pixels, after all others that it waits for have come; `engine`: so, but as vLLM's server does when its
+engine dies: it tells all whose pages it has in hand, says 503 of its health, and leaves with 0 when they have asked for
+that; `stuck`: as `engine`, but it stays; `live`: answers all.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import PATIENCE, ends
+from tests.conftest import PATIENCE, ROOT, ends
 from tests.faults.services import SetClock
 from worker.beside import Beside, ServerLost
 from worker.contract import ExitCode, Options, Result
@@ -249,14 +249,15 @@ def test_no_model_is_run_in_a_precision_in_which_it_writes_nonsense(preset: str,
 def test_vllm_serves_weights_from_s3(vllm: Path, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
     (tmp_path / "scratch").mkdir()
-    for name in ("config.json", "model.safetensors"):
-        s3.put_object(Bucket="inputs", Key=f"models/mine/{name}", Body=b"{}")
+    files = sorted(path for path in (ROOT / "tests/assets/tiny-hunyuan").iterdir())
+    for path in files:
+        s3.upload_file(str(path), "inputs", f"models/mine/{path.name}")
     with pytest.raises(ServerLost):
-        VllmEngine(EngineSettings(1, options={"preset": "paddleocr-vl", "model": "s3://inputs/models/mine/"}))
+        VllmEngine(EngineSettings(1, options={"preset": "hunyuan", "model": "s3://inputs/models/mine/"}))
     words = told(vllm, "args")[0].split()
     assert Path(words[1]).parent == tmp_path / "scratch"
     assert words[2:4] == ["--served-model-name", "s3://inputs/models/mine/"]
-    assert told(vllm, "files")[:2] == ["config.json", "model.safetensors"]
+    assert told(vllm, "files") == [path.name for path in files]
     assert not list((tmp_path / "scratch").iterdir())  # no copy stays behind
 
 

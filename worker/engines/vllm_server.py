@@ -9,10 +9,11 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from worker.beside import Beside, ServerLost
 from worker.engines import EngineSettings
-from worker.engines.checkpoint import fetch_checkpoint
+from worker.engines.checkpoint import Checkpoint, fetch_checkpoint
 from worker.engines.openai_server import Answer, OpenAiEngine
 from worker.engines.presets import Preset
 from worker.errors import BadRequest
@@ -26,8 +27,9 @@ class VllmEngine(OpenAiEngine):
     """Reads pages with a vision model that vLLM serves.
 
     Options: those of `openai` but `base_url`; `model`: a folder, `s3://BUCKET/PREFIX/` or name, instead of the preset's
-    pinned weights; `port`; `start`: seconds that the server may take to come up; `server_args`: more arguments of `vllm serve`, or
-    `command`: a whole command of another server, in which {model}, {revision} and {port} are filled in.
+    pinned weights; `port`; `start`: seconds that the server may take to come up; `server_args`: more arguments of `vllm
+    serve`, or `command`: a whole command of another server, in which {model}, {name}, {revision} and {port} are filled
+    in: {name} is what is asked for, {model} where its files are.
     """
 
     name = "vllm"
@@ -47,9 +49,7 @@ class VllmEngine(OpenAiEngine):
             raise BadRequest("engine vllm needs a model: --engine-option preset=NAME, or model=FOLDER")
         self.revision = None if weights else self._preset.revision
         command = shlex.split(own) if own else [*_serve(self._preset, pinned=not weights), *shlex.split(more)]
-        self._downloaded = fetch_checkpoint(self._preset, weights) if self.model.startswith("s3://") else None
-        if self._downloaded:
-            self.revision = self._downloaded.revision
+        self._downloaded = self._from_s3() if self.model.startswith("s3://") else None
         values = {
             "{model}": str(self._downloaded.folder) if self._downloaded else self.model,
             "{name}": self.model,
@@ -77,6 +77,13 @@ class VllmEngine(OpenAiEngine):
     def discard(self) -> None:
         if self._downloaded:
             self._downloaded.discard()
+
+    def _from_s3(self) -> Checkpoint:
+        if not find_spec("safetensors"):
+            raise BadRequest("engine vllm looks into weights from s3:// with safetensors: `make gpu` in the checkout")
+        checkpoint = fetch_checkpoint(self._preset, self.model)
+        self.revision = checkpoint.revision
+        return checkpoint
 
     def _complete(self, image: str, temperature: float, until: Deadline) -> Answer:
         """As of any server; but the time in which it is started again is not the page's, and a page that it may have
@@ -116,8 +123,11 @@ class VllmEngine(OpenAiEngine):
 
     def _control(self, until: Deadline) -> None:
         """Nothing stands between us and this server, and the way to it may be another page's alone: that it answers at
-        all tells enough."""
-        self._models()
+        all tells enough. It may just have died of that other page."""
+        while not self._alive():
+            self._server.settle(self._left(until))
+            if not self._left(until):
+                raise ServerLost(f"{self._service.name} was away for all of a page's time")
 
     def _alive(self) -> bool:
         import httpx
@@ -129,7 +139,7 @@ class VllmEngine(OpenAiEngine):
         return True
 
     def _has_lost(self, error: Broken | Answered) -> bool:
-        """Whether the answer tells that the server goes: vLLM's says so to all that it has in hand when its engine dies."""
+        """Whether the answer tells that the server goes: vLLM's tells all that it has in hand when its engine dies."""
         return (isinstance(error, Broken) or error.status >= 500) and not self._alive()
 
     def _settle(self, until: Deadline) -> None:
