@@ -73,7 +73,7 @@ class Beside:
         gone = time.monotonic() + DYING_SECONDS
         process = self._process
         self._stopping.wait(POLL_SECONDS)
-        while process is self._process and self._outlives_itself(process) and time.monotonic() < until:
+        while process and process is self._process and self._lingers(process) and time.monotonic() < until:
             if time.monotonic() >= gone:
                 log.warning("%s neither answers nor goes: stopped", self._name)
                 self._end(process)
@@ -88,9 +88,9 @@ class Beside:
             self._end(self._process)
         self._thread.join(2 * STOP_SECONDS)
 
-    def _outlives_itself(self, process: subprocess.Popen[bytes] | None) -> bool:
+    def _lingers(self, process: subprocess.Popen[bytes]) -> bool:
         """Whether it was up, and runs, but doesn't answer any more."""
-        return self._up.is_set() and process is not None and process.poll() is None and not self._ready()
+        return self._up.is_set() and process.poll() is None and not self._ready()
 
     def _has_died(self) -> bool:
         return self._lost is None and self._process is not None and self._process.poll() is not None
