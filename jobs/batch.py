@@ -244,24 +244,33 @@ def choose_definition(stack: Stack, engine: str, on: str | None) -> str:
 
 
 def check_weights(stack: Stack, kind: str, request: Request) -> None:
-    """Whether a job will find its model: images hold the weights of one, and download no others from a hub.
+    """Whether a job will find its model, and vLLM where it is to run it: images hold the weights of one model, and
+    download no others from a hub.
 
     Raises: UsageError.
     """
-    if request.engine not in PRESETS:
+    options = request.options.engine_options
+    if request.engine not in PRESETS and (request.engine != "vllm" or "command" in options):
         return
     target = kind.removeprefix("ocr-")
     if target == "cpu":
         raise UsageError(f"{request.engine} runs in the GPU image alone: leave out `--on cpu`")
-    options = request.options.engine_options
+    if request.engine == "vllm" and not stack.image.vllm:
+        raise UsageError(
+            f"the GPU image of stack {stack.stack} has no vLLM: set `ARG VLLM=with` in worker/Dockerfile and deploy, "
+            "name the model's own engine instead, or a server that runs elsewhere with --engine openai"
+        )
+    preset = str(options.get("preset", "")) if request.engine == "vllm" else request.engine
     model = str(options.get("model", ""))
     if os.path.isdir(model) or model.startswith(("/", ".", "~")):
         raise UsageError(f"--model {model} lies on this machine: copy it to s3:// for a run on AWS")
+    if not (preset or model):
+        raise UsageError("engine vllm needs a model: --engine-option preset=NAME, or model=s3://BUCKET/PREFIX/")
     if model.startswith("s3://") or target not in stack.image.engines:
         return
     baked = stack.image.engines[target]
-    if model or "revision" in options or request.engine != baked:
-        wanted = model or request.engine
+    if model or "revision" in options or preset != baked:
+        wanted = model or preset
         raise UsageError(
             f"the GPU image of stack {stack.stack} holds the weights of {baked} as pinned, and jobs download none: for "
             f"{wanted} put the weights into the inputs bucket and give --model s3://{stack.buckets.inputs}/…/, or set "

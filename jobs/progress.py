@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as Bar
 
 PLAIN_SECONDS = 5.0  # between plain lines
+_UNHEARD = suppress(OSError, SystemExit)  # rich ends the thread when nobody reads any more; the run goes on
 
 
 class Progress:
@@ -47,14 +48,16 @@ class Progress:
             rest = BarColumn(bar_width=None, table_column=Column(ratio=1))  # what the note leaves of the line
             self._bar = Bar(note, rest, console=self._console, transient=True, expand=True)
             self._bar.add_task("", total=1.0, note="starting")
-            self._bar.start()
+            with _UNHEARD:
+                self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._bar:
-            self._bar.stop()
+            with _UNHEARD:
+                self._bar.stop()
 
     def receipt(self, receipt: Receipt) -> None:
         """A task ended."""
@@ -109,5 +112,5 @@ class Progress:
             self._print(self.note)
 
     def _print(self, line: str) -> None:
-        with suppress(OSError, SystemExit):  # rich ends the thread when nobody reads any more; the run goes on
+        with _UNHEARD:
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -24,6 +24,13 @@ from worker.storage import LocalStorage, path_uri
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300.0  # seconds: only what hangs takes longer, on however slow and busy a machine
+# What this machine tells programs of AWS, of GitHub and of its terminal is not for those that are tested.
+for name in list(os.environ):
+    if name.startswith(("AWS_", "GITHUB_", "PAGEFLEET_", "TTY_")) or name in (
+        *("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "OPENAI_API_KEY", "UPSTAGE_API_KEY"),
+    ):
+        del os.environ[name]
+os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"  # to which no proxy has a way
 
 
 def draw(path: Path, action: str = "read", size: tuple[int, int] = (120, 80)) -> Path:
@@ -201,7 +208,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             monkeypatch.delenv(name)
     for name, value in aws_environment(s3_server).items():
         monkeypatch.setenv(name, value)
-    urllib3.request("POST", f"{s3_server}/moto-api/reset", timeout=60)
+    urllib3.request("POST", f"{s3_server}/moto-api/reset", timeout=PATIENCE)
     client = boto3.client("s3")
     for bucket in ("inputs", "outputs"):
         client.create_bucket(Bucket=bucket)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import random
 import struct
 import zipfile
 import zlib
@@ -206,8 +207,8 @@ def half(data: bytes) -> bytes:
 
 
 def noisy(size: tuple[int, int] = (600, 400)) -> Image.Image:
-    """Content that doesn't compress, so that half a file is far from the end of its pixels."""
-    return Image.effect_noise(size, 80).convert("RGB")
+    """Content that doesn't compress, so that half a file is far from the end of its pixels. Always the same."""
+    return Image.frombytes("L", size, random.Random(1).randbytes(size[0] * size[1])).convert("RGB")
 
 
 def palette_with_transparency() -> bytes:

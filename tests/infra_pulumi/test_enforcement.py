@@ -20,7 +20,7 @@ from moto.iam import access_control
 from infra_pulumi.image import image_tag
 from jobs import open_run
 from tests.agent import Agent, HeldJobs
-from tests.conftest import ROOT, draw
+from tests.conftest import PATIENCE, ROOT, draw
 from tests.iam import allows
 from tests.infra_pulumi.conftest import ACCOUNT, GITHUB, SECRET, Deploy, Deployment
 from tests.jobs.conftest import _models_are_parsed_once  # noqa: F401
@@ -78,7 +78,7 @@ class Cloud:
 def cloud(deploy: Deploy, s3: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Cloud:
     import urllib3
 
-    urllib3.request("POST", f"{s3_server}/moto-api/config", json={"batch": {"use_docker": False}}, timeout=60)
+    urllib3.request("POST", f"{s3_server}/moto-api/config", json={"batch": {"use_docker": False}}, timeout=PATIENCE)
     deployment = deploy("dev", github=GITHUB, upstageSecretArn=SECRET)
     _make(deployment)
     iam = boto3.client("iam")

@@ -14,7 +14,7 @@ import pytest
 
 from jobs.aws import Aws
 from tests.agent import Agent, HeldJobs
-from tests.conftest import draw
+from tests.conftest import PATIENCE, draw
 
 RULES = [
     {"onStatusReason": "Host EC2*", "action": "RETRY"},
@@ -77,7 +77,7 @@ def deployed(s3: Any, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Deploy
     import boto3
     import urllib3
 
-    urllib3.request("POST", f"{s3_server}/moto-api/config", json={"batch": {"use_docker": False}}, timeout=60)
+    urllib3.request("POST", f"{s3_server}/moto-api/config", json={"batch": {"use_docker": False}}, timeout=PATIENCE)
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     clients: dict[str, Any] = {}
 

@@ -189,6 +189,33 @@ def test_weights_for_a_run_on_aws_come_with_the_image_or_from_s3(deployed: Deplo
     assert run["options"]["engine_options"] == {"model": "s3://inputs/models/mine/"}
 
 
+def test_a_run_with_vllm_needs_an_image_that_has_it(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+
+    def submit(*options: str) -> Result:
+        return pagefleet(*("submit", "a.png", "--engine", "vllm", "--dry-run"), *options)
+
+    baked = ("--engine-option", "preset=paddleocr-vl")
+    refused = submit(*baked)
+    assert refused.exit_code == 2
+    assert "GPU image of stack dev has no vLLM: set `ARG VLLM=with` in worker/Dockerfile and deploy" in refused.stderr
+    assert submit("--engine-option", "command=serve {port}", "--engine-option", "model=a").exit_code == 0
+    deployed.description["image"]["vllm"] = True
+    deployed.publish()
+    assert submit(*baked).exit_code == 0
+    assert submit(*baked, "--engine-option", "model=s3://inputs/models/mine/").exit_code == 0
+    for wrong, says in (
+        ((), "engine vllm needs a model: --engine-option preset=NAME"),
+        (("--engine-option", "preset=lighton"), "holds the weights of paddleocr-vl as pinned, and jobs download none"),
+        ((*baked, "--engine-option", "model=PaddlePaddle/PaddleOCR-VL"), "for PaddlePaddle/PaddleOCR-VL put the"),
+        ((*baked, "--engine-option", f"model={tmp_path}"), "lies on this machine: copy it to s3://"),
+        ((*baked, "--on", "cpu"), "leave out `--on cpu`"),
+    ):
+        refused = submit(*wrong)
+        assert refused.exit_code == 2
+        assert says in refused.stderr
+
+
 def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:
     deployed.upload(tmp_path, {"a.png": "read"})
     first = ("submit", "a.png", "--run-id", "once", *COLOUR)

@@ -275,11 +275,13 @@ def test_a_run_whose_worker_keeps_dying_is_unaccounted_for_and_can_be_resumed(fo
     assert pagefleet("resume", "out", cwd=folder).returncode == 0
 
 
-def test_a_run_whose_listener_has_gone_goes_on(folder: Path) -> None:
+@pytest.mark.parametrize("terminal", [{}, {"FORCE_COLOR": "1"}], ids=["pipe", "terminal"])
+def test_a_run_whose_listener_has_gone_goes_on(folder: Path, terminal: dict[str, str]) -> None:
     for number in range(30):
         draw(folder / f"in/{number:02d}.png")
-    command = [sys.executable, "-m", "jobs.cli", "run", "in", "--out", "out", "--shards", "5", "--no-report", *COLOUR]
-    process = subprocess.Popen(command, cwd=folder, env=worker_environment(), stderr=subprocess.PIPE, stdout=-1)
+    command = [sys.executable, "-m", "jobs.cli", "run", "in", "--out", "out", "--shards", "2", "--no-report", *COLOUR]
+    environment = worker_environment(**terminal)
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, stdout=-1)
     assert process.stderr
     assert process.stdout
     process.stderr.close()

@@ -452,7 +452,7 @@ class TestParts:
         names = [f"{number}.png" for number in reversed(range(10))]
         write_set(here / "train.parquet", {"image_path": names, "id": names})
         before = rows(run)
-        (run / "run.json").write_text((run / "run.json").read_text().replace(str(done), str(here)))
+        (run / "run.json").write_text((run / "run.json").read_text().replace(path_uri(done), path_uri(here)))
         collected = invoke("collect", str(run))
         assert collected.exit_code == 1
         assert "train.parquet has changed since the run was planned" in collected.stderr

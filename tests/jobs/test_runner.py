@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from jobs.runner import RULES, Runner, RunnerOptions, share_cpus
-from tests.conftest import RunOnDisk, worker_environment
+from tests.conftest import RunOnDisk, wait_for, worker_environment
 from tests.faults.services import Reply, faulty_service
 from worker.contract import ExitCode, Options, Receipt
 from worker.receipts import ProgressNews
@@ -113,10 +113,10 @@ def test_stop_drains(make_run: MakeRun) -> None:
     run = split(make_run({f"{number}.png": "slow" for number in range(20)}))
     heard = Heard()
     it = runner(run, heard)
-    stopper = threading.Thread(target=lambda: (_until(lambda: bool(heard.receipts)), it.stop()))
-    stopper.start()
+    thread = threading.Thread(target=lambda: (wait_for(lambda: bool(heard.receipts), lambda: heard.log), it.stop()))
+    thread.start()
     ends = it.run(list(range(20)))
-    stopper.join()
+    thread.join()
     assert len(ends) < 20
     assert {end.exit_code for end in ends} <= {ExitCode.OK, ExitCode.DRAINED}
 
@@ -152,9 +152,3 @@ def test_rules_end_with_a_catch_all() -> None:
 @pytest.mark.parametrize(("cpus", "expected"), [(1, (1, 1)), (2, (1, 2)), (4, (1, 4)), (8, (2, 4)), (64, (16, 4))])
 def test_share_cpus(cpus: int, expected: tuple[int, int]) -> None:
     assert share_cpus(cpus) == expected
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    event = threading.Event()
-    while not condition():
-        event.wait(0.02)

@@ -393,7 +393,7 @@ class TestBlank:
         assert not decoding.is_blank(image)
 
     def test_dense_picture(self) -> None:
-        assert not decoding.is_blank(Image.effect_noise(self.SIZE, 200).resize((400, 400)).resize(self.SIZE))
+        assert not decoding.is_blank(corpus.noisy((400, 400)).resize(self.SIZE))
 
     def test_a_line_of_text_cut_out(self) -> None:
         assert not decoding.is_blank(corpus.text_image(size=(300, 60)))

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+from tests.corpus import noisy
 from worker.engines import EngineSettings, PageImage, PageText
 from worker.engines.rapidocr import RapidOcrEngine
 from worker.errors import BadRequest
@@ -111,7 +112,7 @@ def test_vertical_writing_is_read_without_turning_the_page(engine: RapidOcrEngin
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 2), (10, 1000), (1000, 10)])
 def test_tiny_and_skinny_pages_are_no_error(engine: RapidOcrEngine, size: tuple[int, int]) -> None:
-    (text,) = engine.read([page(Image.effect_noise(size, 60))])
+    (text,) = engine.read([page(noisy(size))])
     assert text.error is None
     assert (text.width, text.height) == size
 

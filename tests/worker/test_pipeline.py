@@ -39,7 +39,7 @@ def drained(run: RunOnDisk, engine: Held, calls: int, queued: int, go_first: int
     receipts = ReceiptLog(run.storage, None, progress_seconds=1000)
     places = RunPlaces(run.paths)
     pipeline = Pipeline(Job(settings, run.options, engine, "colour", run.storage, places, receipts))
-    running = threading.Thread(target=pipeline.run, args=(run.tasks[0],))
+    running = threading.Thread(target=pipeline.run, args=(run.tasks[0],), daemon=True)
     running.start()
     for _ in range(go_first):
         engine.go.release()
