@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import uuid
@@ -42,6 +43,8 @@ from worker.engines import ENGINES, check_options
 from worker.engines.presets import PRESETS, presets_of
 from worker.errors import DocumentError, TryAgain
 from worker.storage import NotFound, Storage
+
+log = logging.getLogger(__name__)
 
 FILE = "batch.json"
 ENDED = ("SUCCEEDED", "FAILED")
@@ -582,6 +585,7 @@ def _submit(
             **arguments,
         )["jobId"]
     except NoAnswer as error:
+        log.warning("%s: looking for the job for %.0f s, so that there are not two", error, sum(LOOKS))
         job_id = _look_for_job(aws, queue.arn, job_name(run_id), known)
         if job_id is None:
             again = "`pagefleet resume`" if resumed_after else f"submit it with --run-id {run_id}"
