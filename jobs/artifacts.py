@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jobs.fetch import copy_files
 from jobs.summary import format_bytes
+from jobs.wording import plural
 from worker.contract import RunPaths
 from worker.storage import Entry, Storage
 
@@ -71,7 +72,7 @@ def left_out_note(packed: Packed, run_id: str) -> str:
     if not packed.left_out:
         return ""
     return (
-        f"**{packed.left_out:,} files ({format_bytes(packed.left_out_bytes)}) are not in the artifact**; "
+        f"**Not in the artifact: {plural(packed.left_out, 'file')} ({format_bytes(packed.left_out_bytes)})**; "
         f"its `{LEFT_OUT}` has their URIs. `pagefleet fetch {run_id}` brings everything."
     )
 

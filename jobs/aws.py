@@ -3,21 +3,20 @@ words with what to do next."""
 
 from __future__ import annotations
 
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from jobs.errors import CliExit, JobError
+from worker.aws import THROTTLED, no_bucket, refused_credentials, throttled, unreachable, wrong_setup
 
 T = TypeVar("T")
 
 ATTEMPTS = 10  # of one request: botocore retries what is throttled, and slows down
 
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
-_INVALID = {"InvalidClientTokenId", "UnrecognizedClientException", "InvalidSignatureException", "AuthFailure"}
-_INVALID |= {"SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken"}
 _DENIED = {"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403"}
-_THROTTLED = {"Throttling", "ThrottlingException", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown"}
 
 
 class AwsError(JobError):
@@ -32,8 +31,20 @@ class Denied(AwsError):
     """The credentials are good, but do not allow this."""
 
 
+class Throttled(AwsError):
+    """AWS has done nothing, as it is asked too often."""
+
+
+class Unreachable(AwsError):
+    """No connection was made: AWS has not heard of the request."""
+
+
+class NoAnswer(AwsError):
+    """AWS may have done what it was asked for: the answer was lost, or tells of an error on its side."""
+
+
 class Credentials(AwsError):
-    """There are no credentials, or they are no longer good: nothing else can be asked."""
+    """There are no credentials or no region, or they are no longer good: nothing else can be asked."""
 
     exit_code = CliExit.RUN_FAILED
 
@@ -41,11 +52,12 @@ class Credentials(AwsError):
 class Aws:
     """Clients of one region. Thread-safe."""
 
-    def __init__(self, region: str | None = None) -> None:
+    def __init__(self, region: str | None = None, sleep: Callable[[float], None] = time.sleep) -> None:
         """Without a `region` the one of the environment or the profile counts."""
         self.region = region
+        self.sleep = sleep
         self._session: Any = None
-        self._clients: dict[str, Any] = {}
+        self._clients: dict[tuple[str, int], Any] = {}
         self._lock = threading.Lock()
 
     def call(self, service: str, operation: str, **arguments: Any) -> Any:
@@ -54,6 +66,21 @@ class Aws:
         Raises: AwsError, Denied or Credentials.
         """
         return self._told(f"{service} {operation}", lambda: getattr(self._client(service), operation)(**arguments))
+
+    def call_once(self, service: str, operation: str, **arguments: Any) -> Any:
+        """As `call`, of what must not be done twice: asked again only where AWS has certainly done nothing.
+
+        Raises: as `call`; NoAnswer where it is not known whether it was done.
+        """
+        what, client = f"{service} {operation}", self._client(service, attempts=1)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._told(what, lambda: getattr(client, operation)(**arguments))
+            except (Throttled, Unreachable):
+                if attempt == ATTEMPTS:
+                    raise
+                self.sleep(random.uniform(0, min(20.0, 2.0**attempt)))
+        raise AssertionError("unreachable")
 
     def pages(self, service: str, operation: str, **arguments: Any) -> Iterator[Any]:
         """The pages of an answer that comes in several; raises as `call`."""
@@ -65,42 +92,36 @@ class Aws:
                 return
             yield page
 
-    def _client(self, service: str) -> Any:
+    def _client(self, service: str, attempts: int | None = None) -> Any:
         import boto3
         from botocore.config import Config
 
+        attempts = attempts or ATTEMPTS
         with self._lock:
-            if service not in self._clients:
+            if (service, attempts) not in self._clients:
                 self._session = self._session or boto3.Session(region_name=self.region)
-                config = Config(retries={"mode": "standard", "max_attempts": ATTEMPTS}, connect_timeout=10)
-                self._clients[service] = self._session.client(service, config=config)
-            return self._clients[service]
+                config = Config(retries={"mode": "standard", "total_max_attempts": attempts}, connect_timeout=10)
+                self._clients[service, attempts] = self._session.client(service, config=config)
+            return self._clients[service, attempts]
 
     def _told(self, what: str, request: Callable[[], T]) -> T:
         from botocore import exceptions as aws
+        from botocore.parsers import ResponseParserError
 
         try:
             return request()
         except aws.ClientError as error:
             raise _translated(error, what) from error
-        except aws.NoRegionError as error:
-            raise Credentials("no AWS region is set: set AWS_REGION, or give --region") from error
-        except aws.ProfileNotFound as error:
-            raise Credentials(f"{error}: correct AWS_PROFILE, or add it with `aws configure sso`") from error
-        except (
-            aws.NoCredentialsError,
-            aws.PartialCredentialsError,
-            aws.TokenRetrievalError,
-            aws.SSOError,
-            aws.CredentialRetrievalError,
-        ) as error:
-            raise Credentials(
-                f"there are no AWS credentials ({error}): set AWS_PROFILE, or run `aws sso login`"
-            ) from error
-        except (aws.HTTPClientError, aws.ConnectionError) as error:
-            raise AwsError(f"AWS cannot be reached for {what}: {error}; check the network and --region") from error
+        except (aws.EndpointConnectionError, aws.ConnectTimeoutError, aws.ProxyConnectionError) as error:
+            raise Unreachable(unreachable(what, error)) from error
+        except (aws.HTTPClientError, aws.ConnectionError, ResponseParserError) as error:
+            raise NoAnswer(f"AWS gives no answer to {what}: {error}; check the network") from error
         except aws.ParamValidationError as error:
             raise AwsError(f"{what} is refused: {error}") from error
+        except (aws.BotoCoreError, ValueError) as error:
+            if said := wrong_setup(error):
+                raise Credentials(said) from error
+            raise
 
 
 def chunks(items: list[T], size: int) -> Iterator[list[T]]:
@@ -111,15 +132,13 @@ def chunks(items: list[T], size: int) -> Iterator[list[T]]:
 def _translated(error: Any, what: str) -> AwsError:
     code = str(error.response.get("Error", {}).get("Code", ""))
     message = str(error.response.get("Error", {}).get("Message", "")).strip().rstrip(".")
-    if code in _EXPIRED:
-        return Credentials("the AWS credentials have expired: run `aws sso login`, then the same command again", code)
-    if code in _INVALID:
-        return Credentials(f"AWS refuses the credentials ({code}): check AWS_PROFILE", code)
+    if said := refused_credentials(code):
+        return Credentials(said, code)
     if code in _DENIED:
         return Denied(f"AWS denies {what} to these credentials: {message}; use the operator role", code)
-    if code in _THROTTLED:
-        return AwsError(f"AWS throttles {what} past {ATTEMPTS} attempts: try again in a minute", code)
+    if code in THROTTLED:
+        return Throttled(throttled(what, ATTEMPTS), code)
     if code == "NoSuchBucket":
-        bucket = error.response["Error"].get("BucketName", "")
-        return AwsError(f"there is no bucket {bucket} ({what}): `pulumi up` makes those of a stack", code)
-    return AwsError(f"AWS answers {what} with {code}: {message}", code)
+        return AwsError(no_bucket(error.response["Error"].get("BucketName", "")), code)
+    failed = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+    return (NoAnswer if failed else AwsError)(f"AWS answers {what} with {code}: {message}", code)

@@ -10,7 +10,7 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from jobs.aws import Aws, chunks
+from jobs.aws import Aws, AwsError, NoAnswer, chunks
 from jobs.dataset import DatasetRequest, plan_dataset
 from jobs.errors import JobError, UsageError
 from jobs.local import page_counter, versions
@@ -53,6 +53,8 @@ PAGE_SECONDS = {"rapidocr": 30}
 OTHER_PAGE_SECONDS = 240
 STARTUP_SECONDS = 900
 LEAST_TIMEOUT = 3600
+# Seconds between looks for a job whose submission was not answered: AWS Batch lists it when it comes to it.
+LOOKS = (1.0, 2.0, 4.0, 8.0, 15.0)
 CLAIM = timedelta(minutes=10)  # for which a claim counts: far longer than 10,000 shards take to be written
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # a job's name takes 128 of these characters
 
@@ -175,11 +177,13 @@ class BatchRun:
     def resume(self, stack: Stack, *, retry_failed: bool) -> JobRecord | None:
         """Submits a job for the shards that have something left; None where none has.
 
-        Raises: UsageError where the run's job is still alive, or somebody else is resuming it.
+        Raises: UsageError where the run's job is still alive, or somebody else is resuming it; JobError where it is not
+        known whether AWS Batch has taken the job.
         """
         storage, paths = self.folder.storage, self.folder.paths
         with _claimed(storage, paths, self.id) as check_claim:
             self.record = read_record(storage, paths) or self.record  # of whoever resumed it just before
+            self.record = _find_lost_jobs(self.aws, self.folder, stack, self.record) or self.record
             status = self.status()
             if status not in (None, *ENDED):
                 raise UsageError(f"run {self.id} is live ({status}): follow it with `pagefleet watch {self.id}`")
@@ -200,6 +204,7 @@ class BatchRun:
                 self.id,
                 self.record.job.kind,
                 stack,
+                known={job.id for job in self.record.jobs},
                 shards=len(left),
                 numbers=numbers or None,
                 timeout=self.record.jobs[0].timeout,
@@ -339,7 +344,8 @@ def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str)
 def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, plan: Plan, request: Request) -> BatchRun:
     """Writes the run's folder and submits its job.
 
-    Raises: UsageError where the run exists, or somebody else is submitting it.
+    Raises: UsageError where the run exists, or somebody else is submitting it; JobError where it is not known whether
+    AWS Batch has taken the job.
     """
     paths = RunPaths(stack.run_uri(run_id))
     run = describe_run(
@@ -378,13 +384,16 @@ def attempt_timeout(plan: Plan, engine: str) -> int | None:
     return max(LEAST_TIMEOUT, STARTUP_SECONDS + most * PAGE_SECONDS.get(engine, OTHER_PAGE_SECONDS))
 
 
-def open_batch_run(storage: Storage, location: str, aws: Aws | None = None) -> BatchRun:
+def open_batch_run(storage: Storage, location: str, aws: Aws | None = None, stack: Stack | None = None) -> BatchRun:
     """The run at an `s3://` URI, or that of which a local folder is a copy.
 
+    Of a submit that broke off before its job was written down, the job is looked for where a `stack` is given.
     Raises: UsageError where there is no run, or one that was never submitted.
     """
     folder = open_run(location, storage)
     record = read_record(storage, folder.paths)
+    if record is None and aws and stack:
+        record = _find_lost_jobs(aws, folder, stack, None)
     if record is None:
         raise UsageError(
             f"run {folder.run.id} at {location} was not submitted to AWS Batch: it has no {FILE}; "
@@ -472,6 +481,55 @@ def _claim_time(storage: Storage, uri: str) -> datetime:
         return datetime.min.replace(tzinfo=UTC)
 
 
+def _find_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchRecord | None) -> BatchRecord | None:
+    """The record with those jobs of the run that Batch knows and it lacks, since a command died before it was written.
+
+    None where there is no record and no job.
+    """
+    known = {job.id for job in record.jobs} if record else set()
+    kinds = {definition.name: kind for kind, definition in stack.job_definitions.items()}
+    queues = dict.fromkeys(queue.arn for queue in stack.queues.values())
+    ids = [job for queue in queues for job in _jobs_named(aws, queue, job_name(folder.run.id)) if job not in known]
+    found = [
+        _recovered(detail, folder, stack, kinds[name])
+        for detail in _describe(aws, ids)
+        if (name := detail["jobDefinition"].rpartition("/")[2].partition(":")[0]) in kinds
+    ]
+    if not found:
+        return record
+    record = record or BatchRecord(
+        run=folder.uri, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[]
+    )
+    record.jobs += sorted(found, key=lambda job: job.submitted)
+    _write_record(folder.storage, folder.paths, record)
+    return record
+
+
+def _recovered(detail: dict[str, Any], folder: RunFolder, stack: Stack, kind: str) -> JobRecord:
+    """A job's record, from what Batch says of it."""
+    definition = stack.definition(kind)
+    environment = {entry["name"]: entry["value"] for entry in detail["container"]["environment"]}
+    numbers = environment.get("PAGEFLEET_SHARDS")
+    return JobRecord(
+        id=detail["jobId"],
+        name=detail["jobName"],
+        queue=detail["jobQueue"],
+        kind=kind,
+        definition=detail["jobDefinition"],
+        vcpus=definition.vcpus,
+        memory=definition.memory,
+        gpus=definition.gpus,
+        spot=definition.spot,
+        instance_types=definition.instance_types,
+        submitted=_time(detail["createdAt"]) or datetime.now(UTC),
+        shards=detail.get("arrayProperties", {}).get("size", 1),
+        numbers=json.loads(folder.storage.read(numbers)) if numbers else None,
+        timeout=detail.get("timeout", {}).get("attemptDurationSeconds"),
+        resumed_after=int(environment.get("PAGEFLEET_ATTEMPT_OFFSET", 0)),
+        retry_failed=bool(environment.get("PAGEFLEET_RETRY_FAILED")),
+    )
+
+
 def _submit(
     aws: Aws,
     paths: RunPaths,
@@ -480,11 +538,13 @@ def _submit(
     stack: Stack,
     *,
     shards: int,
+    known: Collection[str] = (),
     numbers: list[int] | None = None,
     timeout: int | None = None,
     resumed_after: int = 0,
     retry_failed: bool = False,
 ) -> JobRecord:
+    """`known` are the ids of the jobs that the run has had so far."""
     definition: JobDefinition = stack.definition(kind)
     queue = stack.queues[definition.queue]
     environment = {"PAGEFLEET_RUN_URI": paths.base}
@@ -497,17 +557,27 @@ def _submit(
     arguments: dict[str, Any] = {"arrayProperties": {"size": shards}} if shards > 1 else {}
     if timeout and definition.timeout and timeout < definition.timeout:
         arguments["timeout"] = {"attemptDurationSeconds": timeout}
-    answer = aws.call(
-        "batch",
-        "submit_job",
-        jobName=job_name(run_id),
-        jobQueue=queue.arn,
-        jobDefinition=definition.arn,
-        containerOverrides={"environment": [{"name": k, "value": v} for k, v in environment.items()]},
-        **arguments,
-    )
+    try:
+        job_id = aws.call_once(  # SubmitJob has no client token: done twice, there are two jobs
+            "batch",
+            "submit_job",
+            jobName=job_name(run_id),
+            jobQueue=queue.arn,
+            jobDefinition=definition.arn,
+            containerOverrides={"environment": [{"name": k, "value": v} for k, v in environment.items()]},
+            **arguments,
+        )["jobId"]
+    except NoAnswer as error:
+        job_id = _look_for_job(aws, queue.arn, job_name(run_id), known)
+        if job_id is None:
+            again = "`pagefleet resume`" if resumed_after else f"submit it with --run-id {run_id}"
+            raise JobError(
+                f"it is not known whether AWS Batch has taken the job of run {run_id}: {error}. It lists none "
+                f"{sum(LOOKS):.0f} s later, and nothing was asked for twice. Look again in some minutes, with "
+                f"`pagefleet watch {run_id}`; if there is none then, {again} once more"
+            ) from error
     return JobRecord(
-        id=answer["jobId"],
+        id=job_id,
         name=job_name(run_id),
         queue=queue.arn,
         kind=kind,
@@ -530,10 +600,22 @@ def _write_record(storage: Storage, paths: RunPaths, record: BatchRecord) -> Non
     storage.write(paths.file(FILE), (record.model_dump_json(indent=1, by_alias=True) + "\n").encode())
 
 
+def _look_for_job(aws: Aws, queue: str, name: str, known: Collection[str]) -> str | None:
+    """A job of that name that is new; the run's claim keeps everybody else from submitting one."""
+    for pause in LOOKS:
+        aws.sleep(pause)
+        with suppress(AwsError):  # what has swallowed the answer may last
+            if new := [job for job in _jobs_named(aws, queue, name) if job not in known]:
+                return new[0]
+    return None
+
+
 def _jobs_named(aws: Aws, queue: str, name: str) -> list[str]:
+    """The filter takes a name for the same in upper case, and an array's children have its name."""
     filters = [{"name": "JOB_NAME", "values": [name]}]
     pages = aws.pages("batch", "list_jobs", jobQueue=queue, filters=filters)
-    return [job["jobId"] for page in pages for job in page["jobSummaryList"] if ":" not in job["jobId"]]
+    listed = (job for page in pages for job in page["jobSummaryList"])
+    return [job["jobId"] for job in listed if job["jobName"] == name and ":" not in job["jobId"]]
 
 
 def _describe(aws: Aws, ids: list[str]) -> Iterator[dict[str, Any]]:

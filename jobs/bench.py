@@ -11,7 +11,6 @@ import re
 import resource
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +21,9 @@ from typing import Any
 from jobs.accuracy import bare, error_rate
 from jobs.cost import INSTANCES, PRICES_FROM, SPOT_SHARE
 from jobs.errors import JobError, UsageError
-from jobs.local import shown, versions
+from jobs.local import versions
 from jobs.plan import find_inputs
+from jobs.wording import plural, shown
 from worker import layout
 from worker.contract import Options, Page, Record
 from worker.decode import BadPage, Decoder
@@ -31,6 +31,7 @@ from worker.engines import Engine, EngineSettings, PageImage, PageText, build_en
 from worker.engines.presets import PRESETS
 from worker.errors import DocumentError, WorkerError
 from worker.pipeline import join_markdown
+from worker.scratch import Scratch
 from worker.settings import Settings, available_cpus
 from worker.storage import Storage, uri_path
 
@@ -123,7 +124,9 @@ def bench(storage: Storage, request: Request, on_pages: Callable[[int, int], Non
         engine.close()
     failed = [text for text in texts if text.error is not None]
     if len(failed) == len(texts):
-        raise JobError(f"{request.engine} could read none of {len(texts)} pages; the first: {failed[0].error}")
+        raise JobError(
+            f"{request.engine} could read none of {plural(len(texts), 'page')}; the first: {failed[0].error}"
+        )
     answers = iter(texts)
     for document in documents:
         document.texts = [next(answers) for _ in document.images]
@@ -264,15 +267,15 @@ def _decode(
     left = request.pages
     with (
         Decoder(request.options, longest_side=longest_side) as decoder,
-        tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch,
+        Scratch() as scratch,
     ):
         for uri in inputs:
             if left <= 0:
-                notes.append(f"only the first {request.pages} pages: --pages reads more")
+                notes.append(f"only the first {plural(request.pages, 'page')}: --pages reads more")
                 return
             document = _Document(uri)
             try:
-                fetched = storage.fetch(uri, Path(scratch))
+                fetched = storage.fetch(uri, scratch)
                 for page in decoder.pages(str(fetched.path)):
                     if left <= 0:
                         document.whole = False

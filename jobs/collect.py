@@ -8,14 +8,15 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jobs.dataset import write_labels
 from jobs.errors import UsageError
 from jobs.results import Document, RunFolder
 from jobs.summary import Summary, Tally
+from jobs.wording import typed
 from worker.contract import Receipt, Result, Task
+from worker.scratch import Scratch
 from worker.storage import file_errors
 
 if TYPE_CHECKING:
@@ -41,8 +42,8 @@ def collect(
     tally = Tally()
     troubled: list[Document] = []
     troubles = 0
-    with file_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
-        lines_path, table_path = Path(scratch, "results.jsonl"), Path(scratch, "results.parquet")
+    with file_errors(tempfile.gettempdir()), Scratch() as scratch:
+        lines_path, table_path = scratch / "results.jsonl", scratch / "results.parquet"
         with open(lines_path, "w", encoding="utf-8") as lines, pa.parquet.ParquetWriter(table_path, _schema()) as table:
             rows: list[dict[str, Any]] = []
             for document in folder.documents():
@@ -67,7 +68,7 @@ def collect(
         cost |= {"usd_per_1000_pages": cost["usd"] / tally.pages.total * 1000}
     summary = tally.summary(folder.run, seconds=seconds, bytes=size, cost=cost)
     folder.storage.write(folder.paths.file("summary.json"), (summary.model_dump_json(indent=1) + "\n").encode())
-    markdown = summary.to_markdown() + _listed(troubled, troubles)
+    markdown = summary.to_markdown(typed(folder.uri)) + _listed(troubled, troubles)
     folder.storage.write(folder.paths.file("summary.md"), markdown.encode())
     if folder.run.dataset:  # last: where the dataset has gone, all else is there
         markdown += _labelled(write_labels(folder), folder.run.dataset.output)

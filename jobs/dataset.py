@@ -14,7 +14,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
@@ -26,9 +25,10 @@ from worker import __version__
 from worker.contract import Dataset, Task
 from worker.dataset import ParquetSet, column_kind, image_uri, is_text, row_uri
 from worker.engines.presets import forbidden_to_label
-from worker.errors import BadRequest, DocumentError
+from worker.errors import BadRequest, BadSetup, DocumentError
 from worker.labels import part_schema, tables
-from worker.storage import NotFound, Storage, file_errors
+from worker.scratch import Scratch
+from worker.storage import NoBucket, NotFound, Storage, file_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,6 +83,8 @@ def plan_dataset(storage: Storage, request: DatasetRequest, engine: str, engine_
                 _check_column(opened.schema, name)
             rows, fingerprint = opened.rows, opened.fingerprint()
             group = _largest_group(opened, request.image_column)
+    except (BadSetup, NoBucket):
+        raise
     except (BadRequest, DocumentError) as error:
         raise UsageError(f"the dataset cannot be used: {error}") from error
     if not rows:
@@ -167,10 +169,10 @@ def write_labels(folder: RunFolder) -> dict[str, int]:
     schema = labels_schema().with_metadata({"pagefleet": json.dumps(told, ensure_ascii=False)})
     with (
         file_errors(tempfile.gettempdir()),
-        tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch,
+        Scratch() as scratch,
         _open_again(folder.storage, dataset) as opened,
     ):
-        path = Path(scratch, "labels.parquet")
+        path = scratch / "labels.parquet"
         join = _Join(folder, dataset, opened)
         with pa.parquet.ParquetWriter(path, schema, compression="zstd") as labelled:
             for table in join.tables():

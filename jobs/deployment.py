@@ -16,6 +16,7 @@ from jobs.aws import Aws, AwsError
 from jobs.errors import JobError, UsageError
 from jobs.github import fenced
 from jobs.stack import Stack
+from jobs.wording import plural
 from worker.storage import Storage
 
 PROJECT = "pagefleet"  # in Pulumi.yaml
@@ -44,7 +45,7 @@ class PulumiRun:
         if len(text) > limit:
             head, tail = text[: limit - TAIL].rpartition("\n")[0], text[-TAIL:].partition("\n")[2]
             left = text.count("\n") - head.count("\n") - tail.count("\n") - 1
-            text = f"{head}\n\n… {left:,} lines are left out here: the workflow's log has them …\n\n{tail}"
+            text = f"{head}\n\n… left out here: {plural(left, 'line')}, which the workflow's log has …\n\n{tail}"
         folded = f"<details><summary><code>{self.command}</code></summary>"
         return f"{folded}\n\n{fenced(text, 'diff')}\n\n</details>"
 

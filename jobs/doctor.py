@@ -54,8 +54,11 @@ def check_stack(aws: Aws, name: str) -> Iterator[Check]:
     """Everything that a run needs of a stack. Stops where nothing further can be asked."""
     try:
         who = aws.call("sts", "get_caller_identity")
-    except AwsError as error:
+    except Credentials as error:
         yield Check("credentials", False, str(error), "sign in: `aws sso login`, or set AWS_PROFILE")
+        return
+    except AwsError as error:
+        yield Check("AWS", False, str(error), "mend that, then `pagefleet doctor` again")
         return
     yield Check("credentials", True, who["Arn"])
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from jobs.errors import JobError, UsageError
 from jobs.results import open_run
 from jobs.watch import why_failed
 from worker.contract import RunPaths
+from worker.scratch import Scratch
 from worker.storage import LocalStorage, Storage, path_uri
 
 COPIERS = 16
@@ -78,10 +78,10 @@ def copy_files(storage: Storage, root: str, wanted: Sequence[str], out: Path) ->
         if not name or ".." in name.split("/") or not (out / name).resolve().is_relative_to(out.resolve()):
             raise JobError(f"{uri} would be written outside of {out}: nothing of a run has such a name; remove it")
     local = LocalStorage()
-    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch, ThreadPoolExecutor(COPIERS) as pool:
+    with Scratch() as scratch, ThreadPoolExecutor(COPIERS) as pool:
 
         def copy(uri: str) -> None:
-            fetched = storage.fetch(uri, Path(scratch))
+            fetched = storage.fetch(uri, scratch)
             local.upload(path_uri(out / uri.removeprefix(root)), fetched.path)
             if fetched.temporary:
                 fetched.path.unlink()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 from jobs.report import thumbnail
 from worker.contract import Options, Result
 from worker.decode import BadPage, Decoder
 from worker.errors import DocumentError, WorkerError
+from worker.scratch import Scratch
 from worker.storage import Storage
 
 LONGEST_SIDE = 900  # pixels: text of a dense page can just be read
@@ -22,7 +21,7 @@ class PageImages:
         self._storage = storage
         self._decoder = Decoder(options, longest_side=LONGEST_SIDE)
         self._away: WorkerError | None = None
-        self._scratch = tempfile.TemporaryDirectory(prefix="pagefleet-")
+        self._scratch = Scratch()
 
     def __call__(self, result: Result, numbers: list[int]) -> Iterator[tuple[int, bytes | None]]:
         """(page number, WebP) of the pages asked for; None for those whose source can't be read any more."""
@@ -33,7 +32,7 @@ class PageImages:
         try:
             if self._away:
                 raise self._away
-            fetched = self._storage.fetch(result.source_image, Path(self._scratch.name))
+            fetched = self._storage.fetch(result.source_image, self._scratch.path)
             try:
                 for page in self._decoder.pages(str(fetched.path), ",".join(map(str, sorted(numbers)))):
                     if not isinstance(page, BadPage):
@@ -56,4 +55,4 @@ class PageImages:
 
     def __exit__(self, *_: object) -> None:
         self._decoder.close()
-        self._scratch.cleanup()
+        self._scratch.remove()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,13 @@ from jobs.progress import Progress
 from jobs.results import Document, RunFolder
 from jobs.runner import Runner, RunnerOptions, ShardEnd, last_error
 from jobs.summary import Summary
-from jobs.wording import plural
+from jobs.wording import plural, shown, typed
 from worker import __version__
 from worker.contract import ExitCode, Options, RunPaths
 from worker.decode import Decoder
 from worker.engines import check_engine, check_options
+from worker.errors import DocumentError
+from worker.scratch import Scratch
 from worker.storage import Storage, file_errors, to_uri, uri_path
 from worker.versions import library_versions
 
@@ -59,7 +61,7 @@ def check_out(storage: Storage, out: str) -> None:
     """Raises: UsageError where something is already, where a new run is to go."""
     if storage.exists(RunPaths(out).run):
         raise UsageError(
-            f"{shown(out)} already holds a run: go on with `pagefleet resume {shown(out)}`, or choose another --out"
+            f"{shown(out)} already holds a run: go on with `pagefleet resume {typed(out)}`, or choose another --out"
         )
     if out.startswith("file://"):
         path = uri_path(out)
@@ -87,8 +89,20 @@ def plan_run(storage: Storage, request: Request, out: str) -> Plan:
 
     with page_counter(storage, request.options) as count_pages:
         plan = make_plan(uris(), request.sharding, count_pages=count_pages)
+    check_sources(storage, (uri for uri, *_ in plan.tasks))
     plan.warnings = warnings + plan.warnings
     return plan
+
+
+def check_sources(storage: Storage, uris: Iterable[str]) -> None:
+    """Whether S3 can be asked at all, before each worker loads its engine to find out.
+
+    Raises: BadSetup without credentials that AWS takes; TryAgain where it is not reached.
+    """
+    in_s3 = next((uri for uri in uris if uri.startswith("s3://")), None)
+    if in_s3:
+        with suppress(DocumentError):  # of that document alone, or a bucket that may be read but not listed
+            next(iter(storage.list(in_s3)), None)
 
 
 def start_run(storage: Storage, request: Request, plan: Plan, out: str) -> RunFolder:
@@ -117,11 +131,11 @@ def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: 
     if stopped() and not (len(ends) == len(shards) and all(end.ok for end in ends)):
         raise Interrupted(
             f"stopped after {progress.ended:,} of {plural(tasks, 'task')}. "
-            f"`pagefleet resume {shown(folder.uri)}` reads the rest"
+            f"`pagefleet resume {typed(folder.uri)}` reads the rest"
         )
     for end in ends:
         if not end.ok:
-            why = f"after {end.attempts} attempts (exit {end.exit_code}): {_last_message(end.stderr)}"
+            why = f"after {plural(end.attempts, 'attempt')} (exit {end.exit_code}): {_last_message(end.stderr)}"
             progress.log(f"shard {end.shard} gave up {why}")
     return ends
 
@@ -158,23 +172,15 @@ def write_report_file(folder: RunFolder, summary: Summary) -> str:
     uri = folder.paths.file("report.html")
     with (
         file_errors(tempfile.gettempdir()),
-        tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch,
+        Scratch() as scratch,
         PageImages(folder.storage, folder.run.options) as images,
     ):
-        path = Path(scratch, "report.html")
+        path = scratch / "report.html"
         with open(path, "wb") as file:
             outcomes = lambda: ((document.name, document.outcome) for document in folder.documents())  # noqa: E731
-            write_report(file, summary, outcomes, images)
+            write_report(file, summary, outcomes, images, place=typed(folder.uri))
         folder.storage.upload(uri, path)
     return uri
-
-
-def shown(uri: str) -> str:
-    """A URI as a person would type it: local paths relative to here where they are below."""
-    if not uri.startswith("file://"):
-        return uri
-    path = uri_path(uri)
-    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def out_uri(out: str | None, dataset: DatasetRequest | None = None) -> str:
@@ -200,12 +206,12 @@ def versions() -> dict[str, str]:
 def page_counter(storage: Storage, options: Options) -> Iterator[Callable[[str], int]]:
     """Counts pages in a child process that is started when the first document asks."""
     decoder: Decoder | None = None
-    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
+    with Scratch() as scratch:
 
         def count(uri: str) -> int:
             nonlocal decoder
             decoder = decoder or Decoder(options, longest_side=64)
-            fetched = storage.fetch(uri, Path(scratch))
+            fetched = storage.fetch(uri, scratch)
             try:
                 return decoder.count(str(fetched.path))
             finally:

@@ -53,6 +53,8 @@ class Plan:
     shards: int
     warnings: list[str] = field(default_factory=list)
     dataset: Dataset | None = None
+    pages: str | None = None
+    pages_per_task: int | None = None
 
     def by_shard(self) -> Iterator[list[Task]]:
         """The tasks of each shard. They are dealt round, so that neighbours, which often are alike, are shared out."""
@@ -137,7 +139,14 @@ def make_plan(uris: Iterable[str], sharding: Sharding, *, count_pages: PageCount
     root = _common_root(documents)
     names, changed = _name_all(documents, len(root))
     tasks: list[PlannedTask] = []
-    plan = Plan(root=_root_uri(root), tasks=tasks, documents=len(documents), shards=1)
+    plan = Plan(
+        root=_root_uri(root),
+        tasks=tasks,
+        documents=len(documents),
+        shards=1,
+        pages=sharding.pages,
+        pages_per_task=sharding.pages_per_task,
+    )
     for uri, name in zip(documents, names, strict=True):
         ranges = _cut(uri, sharding, count_pages)
         if len(ranges) == 1:
@@ -196,10 +205,20 @@ def describe_run(plan: Plan, run_id: str, engine: str, options: Options, version
         options=options,
         root=plan.root,
         counts=Counts(documents=plan.documents, tasks=len(plan.tasks), shards=plan.shards),
+        pages=plan.pages,
+        pages_per_task=plan.pages_per_task,
         versions=versions,
         warnings=plan.warnings,
         dataset=plan.dataset,
     )
+
+
+def lies_apart(run: Run, location: str) -> bool:
+    """Whether no document of a run can be among those that an input stands for, a URI or a path as it was typed."""
+    stem = location[: min((location.find(mark) for mark in "*?[" if mark in location), default=len(location))]
+    uri = to_uri(stem if stem == location else stem.rpartition("/")[0] or ("/" if stem.startswith("/") else "."))
+    uri, root = uri.rstrip("/"), run.root.rstrip("/")
+    return bool(run.root) and not (root.startswith(uri) or uri.startswith(root))
 
 
 def new_run_id() -> str:

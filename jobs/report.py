@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from jobs.summary import (
     HISTOGRAM_BINS,
-    NEXT_STEP_UNACCOUNTED,
-    NEXT_STEPS,
     Summary,
     format_bytes,
     format_cost,
     format_seconds,
+    next_steps,
     page_confidence,
 )
+from jobs.wording import plural
 from worker.contract import Failure, Page, Result
 
 if TYPE_CHECKING:
@@ -48,9 +48,17 @@ class Limits:
 
 
 def write_report(
-    out: BinaryIO, summary: Summary, outcomes: Outcomes, page_images: PageImages, limits: Limits | None = None
+    out: BinaryIO,
+    summary: Summary,
+    outcomes: Outcomes,
+    page_images: PageImages,
+    limits: Limits | None = None,
+    *,
+    place: str,
 ) -> None:
     """Writes the report of a run into `out`, which need not be seekable.
+
+    `place` is the run's folder, as it is typed in a command.
 
     `outcomes()` is called twice, and each time gives every document of the run once as (name, outcome), None for one
     of which nothing was found; the first pass chooses what to show, the second writes it. `page_images(result,
@@ -63,7 +71,7 @@ def write_report(
     top, script = _frame(summary)
     writer = _Writer(out)
     writer.write(top)
-    _Body(writer, choice, limits, reserved=len(script)).write(outcomes(), page_images)
+    _Body(writer, choice, limits, reserved=len(script), steps=next_steps(place)).write(outcomes(), page_images)
     writer.write(script)
 
 
@@ -189,8 +197,9 @@ class _Body:
     `d<row>` holds a document, `p<row>.<page>` a page's text and lines, `i<row>.<page>` its image, `index` the list.
     """
 
-    def __init__(self, writer: _Writer, choice: _Choice, limits: Limits, reserved: int) -> None:
+    def __init__(self, writer: _Writer, choice: _Choice, limits: Limits, reserved: int, steps: dict[str, str]) -> None:
         self._writer = writer
+        self._steps = steps
         self._choice = choice
         self._row_limit = limits.max_bytes // 8
         self._limit = limits.max_bytes - self._row_limit - reserved - 16_384  # for notes and the last row
@@ -244,9 +253,8 @@ class _Body:
         return written
 
     def _write_index(self) -> None:
-        steps = {str(code): step for code, step in NEXT_STEPS.items()} | {"unaccounted": NEXT_STEP_UNACCOUNTED}
         notes = self._notes()
-        head = _json({"low": LOW_CONFIDENCE, "steps": steps})
+        head = _json({"low": LOW_CONFIDENCE, "steps": self._steps})
         self._writer.write(b'<script type="application/json" id="index">' + head[:-1] + b',"rows":[')
         for i, row in enumerate(self._rows):
             self._writer.write(b"," + row if i else row)
@@ -260,19 +268,19 @@ class _Body:
         notes = []
         if self._pages_written < choice.all_pages:
             notes.append(
-                f"This report shows {self._pages_written:,} of {choice.all_pages:,} pages: failed pages and those with "
-                "the lowest confidence first, then an even sample of all. Text search covers the pages shown. "
-                "The run's folder holds every result."
+                f"This report shows {self._pages_written:,} of {plural(choice.all_pages, 'page')}: failed pages and "
+                "those with the lowest confidence first, then an even sample of all. Text search covers the pages "
+                "shown. The run's folder holds every result."
             )
         if len(self._rows) < choice.all_rows:
             notes.append(
-                f"The list names {len(self._rows):,} of {choice.all_rows:,} documents: failed, partial and unaccounted "
-                "ones first, then an even sample. The counts above are of the whole run."
+                f"The list names {len(self._rows):,} of {plural(choice.all_rows, 'document')}: failed, partial and "
+                "unaccounted ones first, then an even sample. The counts above are of the whole run."
             )
         if self._images_left_out:
             notes.append(
-                f"{self._images_left_out:,} page images were left out to keep the file small; "
-                "their pages are drawn from their lines."
+                f"Left out to keep the file small: {plural(self._images_left_out, 'page image')}. "
+                "Such a page is drawn from its lines."
             )
         return notes
 
@@ -454,7 +462,7 @@ def _histogram(summary: Summary) -> str:
             shapes.append(
                 f'<rect class="{_level(low)}" x="{left + i * step + 1:.1f}" y="{8 + plot_height - tall:.1f}" '
                 f'width="{step - 2:.1f}" height="{tall:.1f}">'
-                f"<title>{low:.2f}–{low + 1 / HISTOGRAM_BINS:.2f}: {count:,} lines</title></rect>"
+                f"<title>{low:.2f}–{low + 1 / HISTOGRAM_BINS:.2f}: {plural(count, 'line')}</title></rect>"
             )
     shapes.append(f'<line class="axis" x1="{left}" x2="{width}" y1="{8 + plot_height}" y2="{8 + plot_height}"/>')
     for tick in range(0, HISTOGRAM_BINS + 1, 4):
@@ -462,7 +470,7 @@ def _histogram(summary: Summary) -> str:
         value = tick / HISTOGRAM_BINS
         shapes.append(f'<text x="{left + tick * step:.1f}" y="{height - 6}" text-anchor="{anchor}">{value:.1f}</text>')
     below = sum(bins[: round(LOW_CONFIDENCE * HISTOGRAM_BINS)])
-    label = f"{below:,} of {sum(bins):,} lines below {LOW_CONFIDENCE}"
+    label = f"{below:,} of {plural(sum(bins), 'line')} below {LOW_CONFIDENCE}"
     return (
         f"<figure><figcaption>Lines by confidence <small>(logarithmic; {label})</small></figcaption>"
         f'<svg class="histogram" viewBox="0 0 {width} {height}" role="img" aria-label="Histogram: {label}">'

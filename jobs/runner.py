@@ -162,12 +162,14 @@ class Runner:
         return (128 - code if code < 0 else code), [line.rstrip("\n") for line in tail]
 
     def _keep(self, shard: int, stderr: IO[str], tail: deque[str]) -> None:
-        """Keeps the last lines, and tells the first warning, such as that a server is away."""
+        """Keeps the last lines, and tells warnings, such as that a server is away: those of the worker, and the first
+        of anyone else, as libraries may repeat themselves."""
         warned = False
         for line in stderr:
             tail.append(line)
-            if not warned and (warning := _logged(line, "WARNING")):
-                warned = True
+            ours = " WARNING worker." in line
+            if (warning := _logged(line, "WARNING")) and (ours or not warned):
+                warned = warned or not ours
                 self._tell(self._on_log, f"shard {shard}: {warning}")
 
     def _hear(self, line: str) -> None:

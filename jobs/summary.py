@@ -12,9 +12,9 @@ from worker.contract import Failure, FailureCode, Page, Record, Result, Run
 
 HISTOGRAM_BINS = 20
 
-_RETRY = "`pagefleet resume DIR --retry-failed`"
+_RETRY = "`pagefleet resume {place} --retry-failed`"
 
-NEXT_STEPS: dict[FailureCode, str] = {
+_NEXT_STEPS: dict[FailureCode, str] = {
     FailureCode.NOT_FOUND: f"Check the key for typing errors and that the object still exists, then run {_RETRY}.",
     FailureCode.ACCESS_DENIED: f"Allow the worker to read this object (bucket policy, KMS key), then run {_RETRY}.",
     FailureCode.EMPTY: f"The source has no bytes or no pages: upload it again, then run {_RETRY}.",
@@ -32,7 +32,14 @@ NEXT_STEPS: dict[FailureCode, str] = {
     ),
     FailureCode.NO_SUCH_PAGE: "Ask for pages that the document has (`--pages`), in a new run.",
 }
-NEXT_STEP_UNACCOUNTED = "Nothing was written about it: run `pagefleet resume DIR`, which reads what is missing."
+_NEXT_STEP_UNACCOUNTED = "Nothing was written about it: run `pagefleet resume {place}`, which reads what is missing."
+
+
+def next_steps(place: str) -> dict[str, str]:
+    """What to do about documents of each failure code, and of "unaccounted" ones. `place` is the run's folder, as it is
+    typed in a command."""
+    steps = {str(code): step for code, step in _NEXT_STEPS.items()} | {"unaccounted": _NEXT_STEP_UNACCOUNTED}
+    return {code: step.replace("{place}", place) for code, step in steps.items()}
 
 
 class DocumentCounts(Record):
@@ -75,9 +82,13 @@ class Summary(Record):
     warnings: list[str] = []
     cost: dict[str, Any] | None = None
 
-    def to_markdown(self) -> str:
-        """`summary.md`: the numbers as a table, failures by code, warnings. Ends with a newline."""
+    def to_markdown(self, place: str) -> str:
+        """`summary.md`: the numbers as a table, failures by code, warnings. Ends with a newline.
+
+        `place` is the run's folder, as it is typed in a command.
+        """
         documents, pages = self.documents, self.pages
+        steps = next_steps(place)
         rows = [
             ("engine", self.engine + (f" ({self.model})" if self.model else "")),
             ("created", f"{self.created:%Y-%m-%d %H:%M:%S %Z}".rstrip()),
@@ -95,13 +106,10 @@ class Summary(Record):
             rows.append(("cost", format_cost(self.cost)))
         parts = [f"## Run `{self.run_id}`", _table(("", ""), rows)]
         if self.failures_by_code:
-            failures = [
-                (f"`{code}`", f"{count:,}", NEXT_STEPS[FailureCode(code)])
-                for code, count in self.failures_by_code.items()
-            ]
+            failures = [(f"`{code}`", f"{count:,}", steps[code]) for code, count in self.failures_by_code.items()]
             parts += ["### Failures", _table(("code", "documents", "what to do"), failures)]
         if documents.unaccounted:
-            parts.append(f"**{documents.unaccounted:,} unaccounted for.** {NEXT_STEP_UNACCOUNTED}")
+            parts.append(f"**{documents.unaccounted:,} unaccounted for.** {steps['unaccounted']}")
         if self.warnings:
             parts += ["### Warnings", "\n".join(f"- {_one_line(warning)}" for warning in self.warnings)]
         return "\n\n".join(parts) + "\n"

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from worker.errors import TryAgain
+from worker.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +109,9 @@ class Beside:
                 self._give_up(f"{self._name} cannot be started: there is no such program")
                 return
             if self.restarts >= self._most_restarts:
-                self._give_up(f"{self._name} has died {self.restarts + 1} times, the last time with code {code}")
+                self._give_up(
+                    f"{self._name} has died {plural(self.restarts + 1, 'time')}, the last time with code {code}"
+                )
                 return
             self.restarts += 1
             log.warning("%s died with code %d; start %d of %d", self._name, code, self.restarts, self._most_restarts)

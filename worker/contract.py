@@ -211,6 +211,8 @@ class Run(Record):
     options: Options
     root: str  # the inputs' common root; names are keys below it
     counts: Counts
+    pages: str | None = None  # of each document, where not all were asked for
+    pages_per_task: int | None = None  # where longer documents were cut
     versions: dict[str, str] = {}
     warnings: list[str] = []  # of the plan: duplicates dropped, names that had to be changed
     dataset: Dataset | None = None

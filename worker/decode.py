@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, cast
 from worker.contract import FailureCode, Options
 from worker.engines import PageImage
 from worker.errors import DocumentError, TryAgain
+from worker.wording import plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -162,7 +163,7 @@ class Pages(Iterator[DecodedPage | BadPage]):
         return next(self._pages)
 
     def _existing(self, ranges: Ranges) -> Ranges:
-        has = "1 page" if self.total == 1 else f"{self.total} pages"
+        has = plural(self.total, "page")
         missing = [(max(first, self.total + 1), last) for first, last in ranges if self.total < last < LAST_PAGE]
         wanted = [(first, min(last, self.total)) for first, last in ranges if first <= self.total]
         if not wanted:
@@ -187,7 +188,7 @@ class Pages(Iterator[DecodedPage | BadPage]):
                         raise DocumentError(death.code, f"at page {number}, {death}") from death
                     yield BadPage(number, death.code, f"at page {number}, {death}")
                 if deaths == MAX_DEATHS:
-                    message = f"not tried, because {deaths} pages before it failed, the last one so: {death}"
+                    message = f"not tried, because {plural(deaths, 'page')} before it failed, the last one so: {death}"
                     yield from (BadPage(number, death.code, message) for a, b in left for number in range(a, b + 1))
                     return
                 if left:

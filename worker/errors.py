@@ -17,6 +17,10 @@ class BadRequest(WorkerError):
     exit_code = ExitCode.BAD_REQUEST
 
 
+class BadSetup(BadRequest):
+    """There are no AWS credentials, or AWS refuses them: nothing of what was asked for is wrong."""
+
+
 class TryAgain(WorkerError):
     """Something outside is unreachable or full; a later attempt may succeed."""
 

@@ -12,11 +12,11 @@ import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from worker.contract import Failure, Page, Result, RunPaths, Task
 from worker.outcomes import read_outcome
+from worker.scratch import Scratch
 from worker.storage import Storage, file_errors
 
 if TYPE_CHECKING:
@@ -70,8 +70,8 @@ def write_part(storage: Storage, paths: RunPaths, shard: int, tasks: list[Task])
     import pyarrow as pa
     import pyarrow.parquet
 
-    with file_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
-        path = Path(scratch, "part.parquet")
+    with file_errors(tempfile.gettempdir()), Scratch() as scratch:
+        path = scratch / "part.parquet"
         with pa.parquet.ParquetWriter(path, part_schema(), compression="zstd", write_page_checksum=True) as part:
             for table in tables(storage, paths, tasks):
                 part.write_table(table)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import queue
 import shutil
-import tempfile
 import threading
 import time
 import traceback
@@ -27,8 +26,10 @@ from worker.decode import BadPage, Decoder
 from worker.engines import Engine, PageImage, PageText
 from worker.errors import BadRequest, DocumentError, WorkerError
 from worker.marker import InFlight
+from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.storage import Fetched, Storage
+from worker.wording import plural
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Pipeline:
         self._fetched: queue.SimpleQueue[_Document | None] = queue.SimpleQueue()
         self._pages = _PageQueue(QUEUE_BYTES)
         self._disk = _DiskBudget(SCRATCH_BYTES)
-        self._scratch: str | None = None
+        self._scratch: Path | None = None
         self._calls: dict[int, tuple[float, list[Task]]] = {}  # by engine thread: since when, and with which tasks
         self._counting = threading.Lock()
         self.left_over = 0  # tasks that were admitted or seen but have no outcome, because of a drain
@@ -119,11 +120,11 @@ class Pipeline:
         decoders = min(DECODERS, self._job.settings.threads)
         try:
             with (
-                tempfile.TemporaryDirectory(prefix="pagefleet-", dir=self._job.settings.scratch) as scratch,
+                Scratch(self._job.settings.scratch) as scratch,
                 ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as self._writers,
             ):
                 self._scratch = scratch
-                fetching = self._start(FETCHERS, "fetch", lambda: self._fetch(source, Path(scratch)))
+                fetching = self._start(FETCHERS, "fetch", lambda: self._fetch(source, scratch))
                 decoding = self._start(decoders, "decode", self._decode)
                 reading = self._start(self._job.engine.concurrency, "engine", self._read)
                 self._join(fetching)
@@ -250,7 +251,7 @@ class Pipeline:
                     work.enter_context(document.at_work(len(batch)))
                 texts = self._job.engine.read([image for _, image in batch])
             if len(texts) != len(batch):
-                raise ValueError(f"the engine returned {len(texts)} texts for {len(batch)} pages")
+                raise ValueError(f"the engine returned {plural(len(texts), 'text')} for {plural(len(batch), 'page')}")
             return list(texts)
         except (WorkerError, MemoryError):
             raise

@@ -28,8 +28,7 @@ CALL_SHARE = 0.9  # of the time that a call of the engine may take: past it, not
 PROBE_SECONDS = 10.0  # in which a service must tell that it is there
 IDLE_SECONDS = 2.0  # after which a connection isn't used again: uvicorn, and so vLLM, closes it after five
 EXCERPT = 300  # characters of an answer that go into a message
-# Statuses that say nothing of the page: too fast, or the service is not there (529: overloaded, as some say it).
-AWAY = frozenset({408, 425, 429, 502, 503, 504, 529})
+BUSY = frozenset({408, 425, 429, 529})  # statuses that say nothing of the page: too fast, or overloaded
 WRONG_RUN = {
     301: "its address is another",
     302: "its address is another",
@@ -119,6 +118,7 @@ class Service:
     timeout: float = 120.0  # seconds without a byte
     connections: int = 16
     clock: Clock = field(default_factory=Clock)
+    heard: int = field(default=0, init=False)  # answers with a page's text so far; see `hear`
 
     def __post_init__(self) -> None:
         """Raises: BadRequest for an address that is none, or that holds a secret, and for a key that can't be sent."""
@@ -135,6 +135,7 @@ class Service:
                 f"the key of {self.name} holds a space or another sign that no key has: see {self.key_from}"
             )
         self.base_url = self.base_url.rstrip("/")
+        self._hearing = threading.Lock()
         self.http = httpx.Client(
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
             timeout=PROBE_SECONDS,
@@ -168,48 +169,85 @@ class Service:
         now, patience = self.clock.now(), self.patience
         return Deadline(now + patience.deadline, now + max(patience.call, patience.deadline))
 
-    def ask(self, send: Callable[[Deadline], T], until: Deadline, alive: Callable[[], bool]) -> tuple[T, int]:
+    def hear(self) -> None:
+        """To be called where a page's text has come: pages that fail meanwhile are then not the service's fault."""
+        with self._hearing:
+            self.heard += 1
+
+    def ask(
+        self, send: Callable[[Deadline], T], until: Deadline, control: Callable[[Deadline], object]
+    ) -> tuple[T, int]:
         """What `send` returns, and how often it was tried again. `send` gets the time by which it must be done, and
         extends it by what is not the page's.
 
         It raises `Answered`, `Broken` or `httpx.RequestError`. Answers of 4xx are final; all else is tried again.
-        What then still fails is the page's fault if the service is `alive` otherwise.
+
+        An outage is told from a page that the service chokes on before the last try: by another page that it has
+        answered since the try before, or else by `control`, which asks it for something that it can do, and raises as
+        `send`. Only a page that fails once more after that is to blame.
 
         Raises: PageRefused, Unavailable, or BadRequest where each page would end like this one.
         """
         import httpx
 
         patience = self.patience
-        for attempt in range(patience.attempts):
-            wait = min(patience.longest_wait, patience.first_wait * 2**attempt) * random.uniform(0.5, 1.0)
+        tries, last, lives = 0, False, False
+        while True:
+            tries += 1
+            wait = min(patience.longest_wait, patience.first_wait * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
             try:
-                return send(until), attempt
+                return send(until), tries - 1
             except Answered as error:
                 if error.status in WRONG_RUN:
                     raise self.wrong_run(error) from error
-                if error.status < 500 and error.status not in AWAY:
+                if error.status < 500 and error.status not in BUSY:
                     raise PageRefused(f"{self.name} refuses the page: {self.told(error)}") from error
                 if error.retry_after is not None:
                     wait = max(wait, error.retry_after * random.uniform(1.0, 1.1))
+                busy = error.status in BUSY or error.retry_after is not None
                 failure: Exception = error
             except httpx.LocalProtocolError as error:
                 raise BadRequest(f"{self.name} can't be asked: {self.told(error)}") from error
             except (httpx.RequestError, Broken) as error:
+                busy = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
                 failure = error
-            if attempt + 1 == patience.attempts:
-                break
-            if self.clock.now() + wait > until.at:
+            late = self.clock.now() + wait > until.at
+            if late and not last:
                 self.excuse(until)
+            if last or (busy and (late or tries == patience.attempts)):
                 break
-            log.info("%s: %s; trying again in %.1f s", self.name, self.told(failure), wait)
-            self.clock.sleep(wait)
-        tries = f"{attempt + 1} {'try' if attempt == 0 else 'tries'}"
-        away = isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout) or (
-            isinstance(failure, Answered) and failure.status in AWAY
-        )
-        if away or not alive():
-            raise Unavailable(f"{self.name} does not answer after {tries}: {self.told(failure)}") from failure
-        raise PageRefused(f"{self.name} could not read the page in {tries}: {self.told(failure)}") from failure
+            last = late or tries + 1 >= patience.attempts
+            heard = self.heard
+            if late:
+                until.own = until.latest  # once more, in what is left of the call
+            else:
+                log.info("%s: %s; trying again in %.1f s", self.name, self.told(failure), wait)
+                self.clock.sleep(wait)
+            if last and not busy:
+                if self.heard == heard:
+                    self._check_lives(control, until, failure)
+                lives = True
+        if lives and not busy:
+            raise PageRefused(
+                f"{self.name} could not read the page in {_tries(tries)}, while it reads others: {self.told(failure)}"
+            ) from failure
+        raise Unavailable(f"{self.name} does not answer after {_tries(tries)}: {self.told(failure)}") from failure
+
+    def _check_lives(self, control: Callable[[Deadline], object], until: Deadline, failure: Exception) -> None:
+        """Whether the service does what it can. Raises: Unavailable if not, for the page that has met `failure`, or
+        BadRequest where it refuses that as it would any page."""
+        import httpx
+
+        by = max(until.latest, self.clock.now() + PROBE_SECONDS)
+        try:
+            control(Deadline(by, by))
+        except (Answered, Broken, httpx.RequestError) as error:
+            if isinstance(error, Answered) and error.status in WRONG_RUN:
+                raise self.wrong_run(error) from error
+            raise Unavailable(
+                f"{self.name} reads neither the page ({self.told(failure)}) nor one of ours that it could "
+                f"({self.told(error)}): it is away"
+            ) from error
 
     def excuse(self, until: Deadline) -> None:
         """For a page whose time is up. Raises: Unavailable where it was the service that has taken it."""
@@ -235,6 +273,10 @@ class RateLimit:
             wait = self._free_at - now
         if wait > 0:
             self._clock.sleep(wait)
+
+
+def _tries(count: int) -> str:
+    return f"{count} {'try' if count == 1 else 'tries'}"
 
 
 def check(response: httpx.Response) -> httpx.Response:

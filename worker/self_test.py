@@ -7,7 +7,6 @@ import difflib
 import json
 import resource
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from worker.errors import DocumentError, WorkerError
 from worker.outcomes import OnePlace
 from worker.pipeline import Job, Pipeline
 from worker.receipts import print_line
+from worker.scratch import Scratch
 from worker.settings import Settings
 from worker.storage import open_storage, path_uri
 from worker.versions import library_versions
@@ -69,8 +69,8 @@ def _read(settings: Settings, engine: Engine) -> str:
     """Raises: DocumentError with the failure's message; WorkerError as the pipeline does."""
     storage, receipts = open_storage(), _Receipts()
     task = Task(uri=path_uri(PAGE), name=PAGE.name)
-    with tempfile.TemporaryDirectory(prefix="pagefleet-", dir=settings.scratch) as folder:
-        places = OnePlace(path_uri(Path(folder) / "result.json"), task.uri)
+    with Scratch(settings.scratch) as folder:
+        places = OnePlace(path_uri(folder / "result.json"), task.uri)
         Pipeline(Job(settings, Options(), engine, settings.engine, storage, places, receipts, window=1)).run([task])
         (receipt,) = receipts.ended
         if receipt.code:

@@ -13,7 +13,7 @@ import stat
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeVar, cast
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
+from worker.aws import EXPIRED, THROTTLED, no_bucket, refused_credentials, throttled, unreachable, wrong_setup
 from worker.contract import FailureCode
-from worker.errors import BadRequest, DocumentError, TryAgain
+from worker.errors import BadRequest, BadSetup, DocumentError, TryAgain
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ListObjectsV2OutputTypeDef
+    from mypy_boto3_s3.type_defs import HeadObjectOutputTypeDef, ListObjectsV2OutputTypeDef
 
     from worker.dataset import RowImages
 
@@ -61,7 +62,7 @@ class NotFound(DocumentError):
 
 class NoBucket(NotFound):
     def __init__(self, uri: str) -> None:
-        super().__init__(uri, " (no such bucket)")
+        DocumentError.__init__(self, FailureCode.NOT_FOUND, no_bucket(split_s3(uri)[0]))
 
 
 class AccessDenied(DocumentError):
@@ -328,7 +329,7 @@ class S3Storage:
 
     def open(self, uri: str) -> BinaryIO:
         bucket, key = split_s3(uri)
-        head = self._call(uri, lambda: self._client.head_object(Bucket=bucket, Key=key))
+        head = self._call(uri, partial(self._head, bucket, key, known={}))
 
         def read(start: int, size: int) -> bytes:
             """Raises: BadRequest where the object is another one by now."""
@@ -346,7 +347,7 @@ class S3Storage:
     def exists(self, uri: str) -> bool:
         bucket, key = split_s3(uri)
         try:
-            self._call(uri, lambda: self._client.head_object(Bucket=bucket, Key=key))
+            self._call(uri, partial(self._head, bucket, key, known={404}))
         except NotFound:
             return False
         return True
@@ -368,6 +369,17 @@ class S3Storage:
         with suppress(NotFound):
             self._call(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
+    def _head(self, bucket: str, key: str, known: Container[int]) -> HeadObjectOutputTypeDef:
+        """HEAD is answered without a body, that would say what is wrong: GET is, for a status that isn't `known`."""
+        from botocore.exceptions import ClientError
+
+        try:
+            return self._client.head_object(Bucket=bucket, Key=key)
+        except ClientError as error:
+            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in known:
+                self._client.get_object(Bucket=bucket, Key=key)["Body"].close()
+            raise
+
     def _list_page(self, bucket: str, prefix: str, token: dict[str, Any]) -> ListObjectsV2OutputTypeDef:
         return self._client.list_objects_v2(Bucket=bucket, Prefix=prefix, **token)
 
@@ -379,7 +391,10 @@ class S3Storage:
                 from botocore.config import Config
 
                 config = Config(
-                    retries={"mode": "standard", "max_attempts": ATTEMPTS},  # exponential backoff with full jitter
+                    retries={
+                        "mode": "standard",
+                        "total_max_attempts": ATTEMPTS,
+                    },  # exponential backoff with full jitter
                     connect_timeout=5,
                     read_timeout=30,
                     max_pool_connections=32,
@@ -412,13 +427,14 @@ class S3Storage:
                 raise (_translated(cause, uri) if known else Unavailable(f"{uri}: {error}")) from error
             except aws.ParamValidationError as error:
                 raise NotFound(uri, f": {error}") from error
-            except aws.BotoCoreError as error:
-                kind = type(error).__name__
-                if isinstance(error, (aws.CredentialRetrievalError, aws.MetadataRetrievalError)):
-                    raise Unavailable(f"{uri}: no credentials could be fetched: {error}; try again later") from error
-                if "Credentials" in kind or "Token" in kind or "SSO" in kind or "Login" in kind or "Profile" in kind:
-                    raise BadRequest(f"{uri}: {error}; set AWS_PROFILE, or run `aws sso login`") from error
-                raise Unavailable(f"{uri} cannot be reached: {error}; try again later") from error
+            except (aws.CredentialRetrievalError, aws.MetadataRetrievalError) as error:
+                raise Unavailable(wrong_setup(error) or f"{uri}: {error}; try again later") from error
+            except (aws.BotoCoreError, ValueError) as error:
+                if said := wrong_setup(error):
+                    raise BadSetup(said) from error
+                if not isinstance(error, aws.BotoCoreError):
+                    raise
+                raise Unavailable(unreachable(uri, error)) from error
         raise AssertionError("unreachable")
 
 
@@ -554,10 +570,8 @@ def _translated(error: Any, uri: str) -> Exception:
         return BadRequest(
             f"{uri} has been replaced while it was read: put the old one back and resume the run, or start a new one"
         )
-    if code in ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"):
-        return Unavailable(f"{uri}: the AWS credentials have expired; sign in again, then resume the run")
-    if code in ("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken"):
-        return BadRequest(f"{uri}: AWS refuses the credentials ({code}); check AWS_PROFILE")
+    if said := refused_credentials(code):
+        return Unavailable(said) if code in EXPIRED else BadSetup(said)
     if code == "RequestTimeTooSkewed":
         return BadRequest(f"{uri}: this machine's clock is wrong: {message}")
     if code in _DOCUMENT_ERRORS or code.startswith("KMS."):
@@ -566,7 +580,9 @@ def _translated(error: Any, uri: str) -> Exception:
         )
     if status == 403 or code in ("AccessDenied", "AllAccessDisabled", "403"):
         return AccessDenied(uri, "; S3 answers so for missing keys too, where listing the bucket is not allowed")
-    if status >= 500 or status in (408, 429) or code in ("SlowDown", "RequestTimeout", "Throttling"):
+    if code in THROTTLED or status == 429:
+        return Unavailable(throttled(f"requests for {uri}", ATTEMPTS))
+    if status >= 500 or status == 408 or code == "RequestTimeout":
         return Unavailable(f"{uri}: S3 answers {code or status} past {ATTEMPTS} attempts; try again later")
     if 400 <= status < 500:  # of this request alone: asking again would be answered alike
         return NotFound(uri, f" for S3, which answers {code or status}: {message}")

@@ -13,7 +13,7 @@ from jobs.cli import batch, dataset, image, workflow
 from jobs.cli.bench import bench_command
 from jobs.cli.options import engine_options, note_unchanged
 from jobs.errors import CliExit, JobError
-from jobs.wording import have, plural
+from jobs.wording import have, plural, shown, typed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,7 +30,7 @@ class _Group(click.Group):
     """Turns our exceptions into a message and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
-        from worker.errors import DocumentError, WorkerError
+        from worker.errors import BadRequest, BadSetup, DocumentError, WorkerError
 
         try:
             return super().invoke(ctx)
@@ -39,7 +39,8 @@ class _Group(click.Group):
         except DocumentError as error:
             _fail(error.message, CliExit.RUN_FAILED)
         except WorkerError as error:
-            _fail(str(error), CliExit.USAGE if error.exit_code == 64 else CliExit.RUN_FAILED)
+            asked_wrongly = isinstance(error, BadRequest) and not isinstance(error, BadSetup)
+            _fail(str(error), CliExit.USAGE if asked_wrongly else CliExit.RUN_FAILED)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -122,13 +123,13 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     )
     storage, out = open_storage(), local.out_uri(given["out"], labelling)
     if given["resume"] and not given["dry_run"] and (found := local.find_run(storage, out)):
-        dataset.check_same(found, labelling, request.engine)
-        note_unchanged(found.run, request.options, labelling)
+        dataset.check_same(found, labelling, request.engine, () if given["keys_file"] else inputs)
+        note_unchanged(found.run, request.options, request.sharding, labelling)
         _resume(found, given | {"retry_failed": False})
     local.check_out(storage, out)
     plan = local.plan_run(storage, request, out)
     if given["dry_run"]:
-        into = local.shown(out) if given["out"] or labelling else None  # else the run itself makes up a name
+        into = shown(out) if given["out"] or labelling else None  # else the run itself makes up a name
         _show_plan(plan, into, f"{local.RUNS}/", request.engine, as_json=given["as_json"])
         return
     folder = local.start_run(storage, request, plan, out)
@@ -169,6 +170,7 @@ def resume_command(directory: str, *, stack: str, region: str | None, **given: A
 
 
 def _resume(folder: RunFolder, given: dict[str, Any]) -> NoReturn:
+    from jobs.local import check_sources
     from jobs.runner import RunnerOptions, share_cpus
     from worker.settings import available_cpus
 
@@ -180,6 +182,8 @@ def _resume(folder: RunFolder, given: dict[str, Any]) -> NoReturn:
         resumed_after=max(1, folder.last_attempt),  # even where an attempt died before its first receipt
         retry_failed=given["retry_failed"],
     )
+    if left:
+        check_sources(folder.storage, (task.uri for task in folder.tasks(min(left))))
     _read_and_finish(folder, sorted(left), runner, sum(left.values()), given)
 
 
@@ -209,7 +213,7 @@ def report_command(directory: str) -> None:
     \b
     pagefleet report out/samples
     """
-    from jobs.local import shown, write_report_file
+    from jobs.local import write_report_file
     from jobs.results import open_run
 
     folder = open_run(directory)
@@ -274,8 +278,6 @@ def _read_and_finish(folder: RunFolder, shards: list[int], runner: Any, tasks: i
 
 def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, report: bool) -> NoReturn:
     """Shows how a run ended, and ends the command accordingly."""
-    from jobs.local import shown
-
     files = ["results.jsonl", "results.parquet", "summary.md", *(["report.html"] if report else [])]
     files = [name for name in files if folder.storage.exists(folder.paths.file(name))]
     labelled = folder.run.dataset.output if folder.run.dataset else None
@@ -294,7 +296,7 @@ def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, 
     documents = summary.documents
     if documents.unaccounted:
         _fail(
-            f"{have(documents.unaccounted, 'document')} no outcome: `pagefleet resume {shown(folder.uri)}` reads "
+            f"{have(documents.unaccounted, 'document')} no outcome: `pagefleet resume {typed(folder.uri)}` reads "
             + ("it" if documents.unaccounted == 1 else "them"),
             CliExit.UNACCOUNTED,
         )
@@ -349,8 +351,6 @@ class _Table:
 
 def _show_plan(plan: Plan, out: str | None, below: str, engine: str, *, as_json: bool, **more: Any) -> None:
     """`out` is None of a new folder below `below`."""
-    from jobs.local import shown
-
     if as_json:
         click.echo(
             _json(

@@ -79,10 +79,12 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
         dataset=dataset_request(given | {"keys": keys}, partial(batch.input_uri, stack), in_s3=True),
     )
     storage = open_storage()
-    if given["resume"] and not given["dry_run"] and batch.read_record(storage, RunPaths(stack.run_uri(run_id))):
+    record = batch.read_record(storage, RunPaths(stack.run_uri(run_id))) if given["resume"] else None
+    if record and not given["dry_run"]:
         found = open_run(stack.run_uri(run_id), storage)
-        check_same(found, request.dataset, request.engine)
-        note_unchanged(found.run, request.options, request.dataset)
+        sources = [batch.input_uri(stack, key) for key in (*keys, *given["prefixes"]) if not given["keys_file"]]
+        check_same(found, request.dataset, request.engine, sources)
+        note_unchanged(found.run, request.options, request.sharding, request.dataset, record)
         resume(run_id, retry_failed=False, stack=stack.stack, region=stack.region, as_json=given["as_json"])
         return
     kind = batch.choose_definition(stack, request.engine, given["on"])
@@ -111,7 +113,7 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
     for name, link in links.items():
         click.echo(f"{name:8} {link}")
     _tell_estimate(estimate)
-    click.echo(f"Follow it with `pagefleet watch {run.id}`, then `pagefleet fetch {run.id} --out DIR`.")
+    click.echo(f"Follow it with `pagefleet watch {run.id}`, then `pagefleet fetch {run.id}`.")
 
 
 @click.command("watch")
@@ -302,7 +304,7 @@ def cost_command(run: str | None, *, idle: bool, as_json: bool, **given: Any) ->
         if as_json:
             click.echo(_json(spent.model_dump()))
             return
-        click.echo(f"{format_usd(spent.usd)} for {spent.seconds:,.0f} seconds of work ({spent.prices})")
+        click.echo(f"{format_usd(spent.usd)} for {plural(round(spent.seconds), 'second')} of work ({spent.prices})")
         for share in spent.instances:
             click.echo(f"  {share.instance:12} {share.seconds:10,.0f} s  {format_usd(share.usd)}")
         for note in spent.notes:
@@ -418,7 +420,7 @@ def _open(run: str, given: dict[str, Any]) -> BatchRun:
     try:
         check_run_id(run)
         aws, stack = _stack(given)
-        return open_batch_run(open_storage(), stack.run_uri(run), aws)
+        return open_batch_run(open_storage(), stack.run_uri(run), aws, stack)
     except JobError:
         click.echo(f"note: there is no folder {run} here, so it is taken for the id of a run on AWS", err=True)
         raise

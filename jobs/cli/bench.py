@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli.options import engine_options
+from jobs.wording import plural
 
 if TYPE_CHECKING:
     from jobs.bench import Bench
@@ -101,7 +102,12 @@ def _rows(found: Bench) -> list[tuple[str, str]]:
     if found.peak_gpu_memory_mib is not None:
         rows.append(("peak GPU memory", f"{found.peak_gpu_memory_mib:,} MiB"))
     if found.character_error_rate is not None:
-        rows.append(("character errors", f"{found.character_error_rate:.2%} in {found.documents_with_truth} documents"))
+        rows.append(
+            (
+                "character errors",
+                f"{found.character_error_rate:.2%} in {plural(found.documents_with_truth, 'document')}",
+            )
+        )
     if found.price:
         price = found.price
         spot = "" if price.spot_usd_per_1000_pages is None else f", about {price.spot_usd_per_1000_pages:.3g} on Spot"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -105,13 +105,19 @@ def implied_options(given: dict[str, Any]) -> dict[str, str]:
     return implied
 
 
-def check_same(folder: RunFolder, request: DatasetRequest | None, engine: str) -> None:
+def check_same(folder: RunFolder, request: DatasetRequest | None, engine: str, inputs: Sequence[str]) -> None:
     """Raises: UsageError where a run that is to go on reads something else than was asked for."""
     from jobs.errors import UsageError
+    from jobs.plan import lies_apart
 
     has, wanted = _told(folder.run.dataset, folder.run.engine), _told(request, engine)
     if has != wanted:
         raise UsageError(f"the run at {folder.uri} reads {has}, not {wanted}: name another place for a new run")
+    if inputs and all(lies_apart(folder.run, location) for location in inputs):  # some may hold no document
+        raise UsageError(
+            f"the run at {folder.uri} reads documents below {folder.run.root}, not {', '.join(inputs)}: name another "
+            "place for a new run"
+        )
 
 
 def _told(dataset: Dataset | DatasetRequest | None, engine: str) -> str:

@@ -10,11 +10,19 @@ import click
 from click.core import ParameterSource
 
 if TYPE_CHECKING:
+    from jobs.batch import BatchRecord
     from jobs.dataset import DatasetRequest
+    from jobs.plan import Sharding
     from worker.contract import Options, Run
 
 
-def note_unchanged(run: Run, options: Options, dataset: DatasetRequest | None) -> None:
+def note_unchanged(
+    run: Run,
+    options: Options,
+    sharding: Sharding,
+    dataset: DatasetRequest | None,
+    record: BatchRecord | None = None,
+) -> None:
     """Tells which options of the command line a run that goes on does not take over: it is read as it was planned."""
     given = click.get_current_context().get_parameter_source
     kept = [
@@ -30,9 +38,22 @@ def note_unchanged(run: Run, options: Options, dataset: DatasetRequest | None) -
         for name, value in options.engine_options.items()
         if has.get(name) != value
     ]
-    rows = run.dataset.batch_size if run.dataset else None
-    if dataset and given("batch_size") is ParameterSource.COMMANDLINE and dataset.batch_size != rows:
-        kept.append(f"--batch-size (it has {rows})")
+    planned: dict[str, tuple[object, object]] = {
+        "pages": (sharding.pages, run.pages),
+        "pages_per_task": (sharding.pages_per_task, run.pages_per_task),
+        "shards": (min(sharding.shards or run.counts.shards, run.counts.tasks), run.counts.shards),
+    }
+    if dataset and run.dataset:
+        planned["batch_size"] = dataset.batch_size, run.dataset.batch_size
+        planned["image_root"] = dataset.image_root, run.dataset.image_root
+    if record:
+        hardware = record.jobs[0].kind.removeprefix("ocr-")
+        planned["on"] = click.get_current_context().params["on"], hardware
+    kept += [
+        f"--{name.replace('_', '-')} (it has {has or 'none'})"
+        for name, (wanted, has) in planned.items()
+        if given(name) is ParameterSource.COMMANDLINE and wanted != has
+    ]
     if kept:
         click.echo(f"note: the run goes on as it was planned, without the new {', '.join(kept)}", err=True)
 

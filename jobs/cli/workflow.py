@@ -17,6 +17,8 @@ import click
 from jobs.cli.batch import _open, _stack, region_option, stack_option
 from jobs.cli.image import ask_checkout
 from jobs.errors import CliExit, JobError
+from jobs.wording import plural
+from worker.scratch import Scratch
 
 if TYPE_CHECKING:
     from jobs.batch import BatchRun
@@ -82,8 +84,8 @@ def submit_command(stack: str, wait_minutes: str, **fields: str) -> None:
 
     parse_minutes(wait_minutes or "0")
     form = Form(stack, **fields)
-    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
-        told = _pagefleet("submit", *form.arguments(Path.cwd(), Path(scratch)), "--json")
+    with Scratch() as scratch:
+        told = _pagefleet("submit", *form.arguments(Path.cwd(), scratch), "--json")
     _tell_submitted(told)
 
 
@@ -141,8 +143,8 @@ def collect_command(run: str, out: Path, limit: int | None, **given: Any) -> Non
     from jobs.artifacts import RESULTS_BYTES, left_out_note, pack
 
     step, found = _step(), _open(run, given)
-    with tempfile.TemporaryDirectory(prefix="pagefleet-") as scratch:
-        fetched = Path(scratch) / found.id
+    with Scratch() as scratch:
+        fetched = scratch / found.id
         command = ("fetch", run, *_place(given), "--no-documents", "--json", "--out", str(fetched))
         exit_code, _, words = _run_pagefleet(*command)
         limit = RESULTS_BYTES if limit is None else limit
@@ -374,7 +376,7 @@ def _tell_submitted(told: dict[str, Any]) -> None:
     if told["job"]:
         rows += [("job", f"[{told['job']}]({told['console']})"), ("logs", f"[CloudWatch]({told['logs']})")]
     if "usd" in (estimate := told.get("estimate", {})):
-        rows.append(("estimate", f"{format_usd(estimate['usd'])} for about {estimate['pages']:,} pages"))
+        rows.append(("estimate", f"{format_usd(estimate['usd'])} for about {plural(estimate['pages'], 'page')}"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     goes_on = (
         f"The run goes on whatever becomes of this workflow: [collect]({step.workflow_url('collect')}) with the run id "

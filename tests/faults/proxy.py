@@ -15,12 +15,15 @@ Fault = Callable[[int, str, str], str | None]  # (number of the request, method,
 SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
+THROTTLED = b'{"__type": "TooManyRequestsException", "message": "Too many requests"}'
 DENIED = b"<?xml version='1.0'?><Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 
 
 @contextmanager
 def faulty_proxy(upstream: str, fault: Fault) -> Iterator[str]:
-    """Yields the proxy's address. Faults: "slow_down", "denied", "reset", "cut" (half of the body), "error" (500)."""
+    """Yields the proxy's address. Faults: "slow_down", "throttled", "denied", "error" (500), "reset", "cut" (half of
+    the body); and once the server has done what it was asked for, "lost" (a reset) and "lost_error" (500).
+    """
     target = urlsplit(upstream)
     count = 0
     lock = threading.Lock()
@@ -34,15 +37,19 @@ def faulty_proxy(upstream: str, fault: Fault) -> Iterator[str]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             if wrong == "reset":
                 return self.reset()
-            if wrong in ("slow_down", "denied", "error"):
-                status, answer = {"slow_down": (503, SLOW_DOWN), "denied": (403, DENIED), "error": (500, b"")}[wrong]
-                return self._answer(status, {"Content-Type": "application/xml"}, answer)
+            if wrong in _ANSWERS:
+                status, kind, answer = _ANSWERS[wrong]
+                return self._answer(status, {"Content-Type": kind}, answer)
             connection = http.client.HTTPConnection(target.hostname or "", target.port)
             connection.request(self.command, self.path, body, dict(self.headers))
             response = connection.getresponse()
             data = response.read()
             headers = {key: value for key, value in response.getheaders() if key.lower() not in _HOP}
             connection.close()
+            if wrong == "lost":
+                return self.reset()
+            if wrong == "lost_error":
+                return self._answer(500, {}, b"")
             if wrong == "cut":
                 self.send_response(response.status)
                 for key, value in headers.items():
@@ -69,4 +76,10 @@ def faulty_proxy(upstream: str, fault: Fault) -> Iterator[str]:
         yield address
 
 
+_ANSWERS = {
+    "slow_down": (503, "application/xml", SLOW_DOWN),
+    "throttled": (429, "application/json", THROTTLED),
+    "denied": (403, "application/xml", DENIED),
+    "error": (500, "application/xml", b""),
+}
 _HOP = {"content-length", "connection", "transfer-encoding", "keep-alive", "date", "server"}

@@ -1,16 +1,31 @@
-"""A server on loopback that answers as it is told, request by request: what services that read pages do on bad days."""
+"""A server on loopback that answers as it is told, request by request: what services that read pages do on bad days.
+And engines that ask it, in a time that stands still."""
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes
-from typing import Any
+from io import BytesIO
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
 
 from tests.faults.http import Handler, serving
+from worker.engines import Engine, EngineSettings, PageImage, PageText
+from worker.engines.guards import control_page
+from worker.engines.openai_server import OpenAiEngine
+from worker.remote import Clock
+from worker.settings import API_KEYS
+
+E = TypeVar("E", bound=Engine)
+
+KEY = "sk-secret-0123456789"
 
 
 @dataclass
@@ -39,6 +54,19 @@ class Asked:
             )
             for part in parts
         }
+
+    @property
+    def image(self) -> Image.Image:
+        """The page that Upstage or an OpenAI-compatible server is asked for."""
+        if "multipart" in self.headers["content-type"]:
+            return Image.open(BytesIO(self.form["document"][2]))
+        url = next(part["image_url"]["url"] for part in self.json["messages"][-1]["content"] if "image_url" in part)
+        return Image.open(BytesIO(base64.b64decode(url.partition(",")[2])))
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is no document's page, but one of the engine's own."""
+        return np.array_equal(np.asarray(self.image), control_page().pixels)
 
 
 @dataclass
@@ -127,7 +155,8 @@ def stream(texts: Iterable[str], finish: str | None = "stop", **more: Any) -> Re
             yield event({"choices": [], "usage": {"prompt_tokens": 77, "completion_tokens": 5}})
             yield b"data: [DONE]\n\n"
 
-    return Reply(events(), headers={"Content-Type": "text/event-stream", "x-request-id": "req-1"}, **more)
+    pieces = list(events()) if isinstance(texts, list) else events()  # a list's may be sent again
+    return Reply(pieces, headers={"Content-Type": "text/event-stream", "x-request-id": "req-1"}, **more)
 
 
 def event(value: dict[str, Any]) -> bytes:
@@ -150,3 +179,33 @@ class SetClock:
         with self._lock:
             self.slept.append(seconds)
             self.time += seconds
+
+
+class SwiftOpenAi(OpenAiEngine):
+    """The engine `openai`, for which waiting takes no time."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        clock = SetClock()
+        super().__init__(settings, Clock(clock.now, clock.sleep))
+
+
+def engine_at(
+    service: FaultyService, clock: SetClock, build: Callable[[EngineSettings, Clock], E], **options: Any
+) -> E:
+    """An engine that asks the service, with all keys there are."""
+    settings = EngineSettings(1, options={"base_url": service.url, **options}, api_keys=dict.fromkeys(API_KEYS, KEY))
+    return build(settings, Clock(clock.now, clock.sleep))
+
+
+def read_at(
+    script: Script, image: PageImage, build: Callable[[EngineSettings, Clock], E], **options: Any
+) -> tuple[PageText, FaultyService, SetClock]:
+    """Has a page read by a service that follows a script, and tells what happened."""
+    clock = SetClock()
+    with faulty_service(script) as service:
+        reader = engine_at(service, clock, build, **options)
+        try:
+            (text,) = reader.read([image])
+        finally:
+            reader.close()
+    return text, service, clock

@@ -44,7 +44,7 @@ def test_documents_are_taken_whole_as_long_as_there_is_room(tmp_path: Path) -> N
     left = (packed.results / "left-out.txt").read_text().splitlines()
     assert left == [path_uri(run / f"documents/b: c?.pdf.{kind}") for kind in ("json", "md")]
     note = left_out_note(packed, "first")
-    assert note.startswith("**2 files (510 B) are not in the artifact**")
+    assert note.startswith("**Not in the artifact: 2 files (510 B)**")
     assert "`pagefleet fetch first`" in note
 
 

@@ -199,6 +199,14 @@ def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:
     assert f"run once is live: job {job} is RUNNABLE" in again.stderr
     assert "`pagefleet watch once`" in again.stderr
 
+    other = pagefleet(*first, "--resume", "--on", "gpu", "--pages", "2", "--shards", "7")
+    assert "note: the run goes on as it was planned, without the new --pages (it has none), --on (it has cpu)" in (
+        other.stderr
+    )
+    assert "reads documents below s3://inputs, not s3://elsewhere/" in (
+        pagefleet("submit", "--prefix", "s3://elsewhere/", "--run-id", "once", "--resume", *COLOUR).stderr
+    )
+
     deployed.client("s3").delete_object(Bucket="outputs", Key="runs/once/batch.json")  # as if it had broken off
     assert "run once is live" in pagefleet(*first).stderr
 
@@ -245,6 +253,7 @@ def test_what_a_dead_shard_left_is_told_and_resumed_on_batch(
     fetched = pagefleet("fetch", "dead", "--out", "out", "--no-report")
     assert fetched.exit_code == 4
     assert "`pagefleet resume out` reads them" in fetched.stderr
+    assert "`pagefleet resume s3://outputs/runs/dead`" in (tmp_path / "out/summary.md").read_text()
     log = (tmp_path / "out/logs/00001.log").read_text()
     assert log.startswith("shard 1 failed after 3 attempts")
     before = Summary.model_validate_json((tmp_path / "out/summary.json").read_bytes())
@@ -657,7 +666,7 @@ def test_a_forgotten_job_is_no_obstacle(deployed: Deployed, tmp_path: Path, monk
         (["submit", "--prefix", "s3://inputs/none/"], 2, "nothing to read"),
         (["submit", "--keys-file", "gone"], 2, "cannot read the key list"),
         (["submit", "file:///a.png"], 2, "is not in S3"),
-        (["submit", "s3://gone/a.png"], 1, "no such bucket"),
+        (["submit", "s3://gone/a.png"], 1, "there is no bucket gone"),
         (["submit", "a.png", "--stack", "prod"], 2, "stack prod is not deployed"),
         (["watch", "none"], 2, "there is no run at s3://outputs/runs/none"),
         (["fetch", "none"], 2, "there is no run at"),

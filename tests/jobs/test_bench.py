@@ -98,7 +98,7 @@ def test_the_table_says_the_same(pictures: Path) -> None:
     assert (said["model"], said["revision"], said["device"]) == ("colour-test", "1", "not told")
     assert said["pages"] == "4 (1 failed, 1 blank ones left out)"
     assert said["tokens/s"] == "not told"
-    assert said["character errors"] == "0.00% in 1 documents"
+    assert said["character errors"] == "0.00% in 1 document"
     assert said["$ per 1,000 pages"] == "give --hourly-usd, or --instance on EC2"
     assert said.keys() >= {"machine", "versions", "pages/s", "seconds a page", "peak memory"}
     assert "broken.png" in done.stderr
@@ -192,7 +192,7 @@ def test_no_figure_is_given_where_nothing_was_read(pictures: Path) -> None:
     draw(pictures / "red.png", "raise")
     done = run(pictures / "red.png", "--engine", COLOUR)
     assert done.exit_code == 1
-    assert "could read none of 1 pages; the first: RuntimeError: this page is red" in done.stderr
+    assert "could read none of 1 page; the first: RuntimeError: this page is red" in done.stderr
     done = run(pictures / "blank.png", "--engine", COLOUR)
     assert done.exit_code == 2
     assert "there is no page to read" in done.stderr

@@ -156,16 +156,22 @@ def test_pages_of_a_part_that_failed_stay_in_the_document(folder: Path) -> None:
 def test_a_run_that_goes_on_says_which_new_options_it_does_not_take_over(folder: Path) -> None:
     log = f"log={folder / 'log'}"
     first = ("run", "in", "--out", "out", "--no-report", "--lang", "ko", "--engine-option", log, *COLOUR)
+    first += ("--shards", "9")  # of which it has a use for three
     assert pagefleet(*first, cwd=folder).returncode == 0
     again = pagefleet(*first, "--resume", "--dpi", "200", cwd=folder)
     assert (again.returncode, again.stderr.count("note: ")) == (0, 0), again.stderr
     others = ("--dpi", "100", "--lang", "en", "--engine-option", "log=other", "--resume")
+    others += ("--pages", "1-3", "--pages-per-task", "2", "--shards", "2")
     again = pagefleet("run", "in", "--out", "out", "--no-report", *others, *COLOUR, cwd=folder)
     assert again.returncode == 0, again.stderr
     assert (
         "note: the run goes on as it was planned, without the new --dpi (it has 200), --lang (it has ko), "
-        f"the engine's option log (it has {folder / 'log'})" in again.stderr
+        f"the engine's option log (it has {folder / 'log'}), --pages (it has none), --pages-per-task (it has none), "
+        "--shards (it has 3)" in again.stderr
     )
+    elsewhere = pagefleet("run", "elsewhere", "--out", "out", "--resume", *COLOUR, cwd=folder)
+    assert elsewhere.returncode == 2
+    assert f"reads documents below file://{folder}/in, not elsewhere: name another place" in elsewhere.stderr
 
 
 def test_selected_pages(folder: Path) -> None:
@@ -263,6 +269,7 @@ def test_a_run_whose_worker_keeps_dying_is_unaccounted_for_and_can_be_resumed(fo
     assert done.returncode == 4
     assert "gave up after 5 attempts (exit 137)" in done.stderr.replace("\n", " ")
     assert "`pagefleet resume out` reads them" in done.stderr
+    assert "run `pagefleet resume out`, which reads" in (folder / "out/summary.md").read_text()
     run = (folder / "out/run.json").read_text().replace("DiesAtStart", "Colour")
     (folder / "out/run.json").write_text(run)
     assert pagefleet("resume", "out", cwd=folder).returncode == 0

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from jobs.errors import UsageError
-from jobs.plan import Plan, Sharding, find_inputs, make_plan, new_run_id, read_keys_file
+from jobs.plan import Plan, Sharding, describe_run, find_inputs, lies_apart, make_plan, new_run_id, read_keys_file
 from tests.conftest import draw
-from worker.contract import FailureCode, Task
+from worker.contract import FailureCode, Options, Task
 from worker.errors import BadRequest, DocumentError
 from worker.storage import open_storage, path_uri, uri_path
 
@@ -21,6 +21,19 @@ def plan(*uris: str, **sharding: Any) -> Plan:
 
 def names(*uris: str) -> list[str]:
     return [task[1] for task in plan(*uris).tasks]
+
+
+def test_inputs_that_hold_none_of_a_runs_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = describe_run(
+        plan(path_uri(Path("in/x/a.png")), path_uri(Path("in/x/b.png"))), "one", "rapidocr", Options(), {}
+    )
+    for location in ("in", "in/", ".", "in/x/*.png", "*/x/a.png", "in/x/a.png", str(tmp_path), "../*"):
+        assert not lies_apart(run, location), location
+    for location in ("out", "in/y", "in/y/*.png", "s3://in/x/", "/nowhere"):
+        assert lies_apart(run, location), location
+    mixed = describe_run(plan("s3://one/a.png", "file:///tmp/a.png"), "one", "rapidocr", Options(), {})
+    assert not lies_apart(mixed, "s3://two/")
 
 
 class TestNames:

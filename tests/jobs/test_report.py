@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from jobs.report import Limits, thumbnail, write_report
-from jobs.summary import NEXT_STEPS, Summary, Tally, format_bytes, format_seconds
+from jobs.summary import Summary, Tally, format_bytes, format_seconds
 from worker.contract import Counts, Failure, FailureCode, Line, Meta, Options, Page, Result, Role, Run
 
 START = datetime(2026, 11, 21, 15, 30, tzinfo=UTC)
@@ -128,7 +128,7 @@ def make(
     **changes: Any,
 ) -> Report:
     out = io.BytesIO()
-    write_report(out, summarise(outcomes, **changes), lambda: iter(outcomes), images, limits)
+    write_report(out, summarise(outcomes, **changes), lambda: iter(outcomes), images, limits, place="out/one")
     return Report(out.getvalue())
 
 
@@ -189,7 +189,7 @@ def test_overview_tells_the_counts() -> None:
         "3 failed",
         "1 unaccounted",
         "1 blank",
-        "0.95–1.00: 1 lines",
+        "0.95–1.00: 1 line",
         "0.20",
         "in 20.0 s",
     ):
@@ -247,7 +247,9 @@ def test_a_page_without_its_source_is_shown_without_image() -> None:
 def test_every_failure_code_has_a_next_step_in_the_report() -> None:
     steps = json.loads(make([]).blocks["index"])["steps"]
     assert set(steps) == {*map(str, FailureCode), "unaccounted"}
-    assert NEXT_STEPS.keys() == set(FailureCode)
+    assert "`pagefleet resume out/one --retry-failed`" in steps["encrypted"]
+    assert "`pagefleet resume out/one`" in steps["unaccounted"]
+    assert not any("{" in step for step in steps.values())
 
 
 def test_a_large_run_is_sampled_and_says_so() -> None:
@@ -306,7 +308,7 @@ def test_the_file_keeps_within_its_size(max_bytes: int) -> None:
     report = make(outcomes, lambda result, numbers: [(n, image) for n in numbers], Limits(max_bytes=max_bytes))
     assert report.size <= max_bytes
     assert len(report.images) < len(report.shown_pages)
-    assert f"{len(report.shown_pages) - len(report.images)} page images were left out" in report.text
+    assert f"{len(report.shown_pages) - len(report.images)} page images. Such a page is drawn" in report.text
     if max_bytes >= 400_000:
         assert len(report.shown_pages) == 200  # text before images
     if max_bytes == 2_000_000:
@@ -350,7 +352,7 @@ def test_memory_does_not_grow_with_the_run() -> None:
         summary = summarise(outcomes(count)())
         tracemalloc.start()
         try:
-            write_report(Sink(), summary, outcomes(count), images, Limits(pages=100, rows=200))  # type: ignore[arg-type]
+            write_report(Sink(), summary, outcomes(count), images, Limits(pages=100, rows=200), place="")  # type: ignore[arg-type]
             return tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
@@ -408,10 +410,11 @@ def test_seconds_given_count() -> None:
 
 def test_summary_in_markdown() -> None:
     outcomes: list[Named] = [("a", result("a", page(1, 0.9))), ("b", failure("b", FailureCode.ENCRYPTED)), ("c", None)]
-    text = summarise(outcomes, warnings=["a | b\nc"]).to_markdown()
+    text = summarise(outcomes, warnings=["a | b\nc"]).to_markdown("'my scans'")
     assert "| documents | 3 (1 ok, 1 failed, 1 unaccounted) |" in text
-    assert "| `encrypted` | 1 | Remove the password, then run" in text
+    assert "| `encrypted` | 1 | Remove the password, then run `pagefleet resume 'my scans' --retry-failed`. |" in text
     assert "1 unaccounted for" in text
+    assert "run `pagefleet resume 'my scans'`, which" in text
     assert "- a | b c\n" in text
     assert text.endswith("\n")
 

@@ -10,6 +10,7 @@ import pytest
 
 from jobs.runner import RULES, Runner, RunnerOptions, share_cpus
 from tests.conftest import RunOnDisk, wait_for, worker_environment
+from tests.faults.services import Reply, faulty_service
 from worker.contract import ExitCode, Options, Receipt
 from worker.receipts import ProgressNews
 
@@ -78,6 +79,20 @@ def test_why_an_attempt_is_not_the_last_is_told_at_once(make_run: MakeRun) -> No
         "shard 0: waiting for the server",
         "shard 0: attempt 1 ended with 75: the server is not ready; is it running?; trying again",
         "shard 0: waiting for the server",
+    ]
+
+
+def test_that_a_server_is_waited_for_is_told_again_and_again(make_run: MakeRun) -> None:
+    with faulty_service(lambda *_: Reply()) as service:
+        pass
+    options = Options(engine_options={"base_url": service.url, "ready": "70"})
+    run = make_run({"a.png": "read"}, engine="tests.faults.services:SwiftOpenAi", options=options)
+    heard = Heard()
+    runner(run, heard, attempts=1).run([0])
+    away = f"the server at {service.url} ([Errno 111] Connection refused)"
+    assert heard.log == [
+        f"shard 0: waiting for {away}, for {seconds} s by now and up to 70 s; --engine-option ready=SECONDS"
+        for seconds in (4, 34, 64)
     ]
 
 

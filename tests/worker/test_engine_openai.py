@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import logging
+import re
 import socket
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from io import BytesIO
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tests.conftest import PATIENCE
 from tests.faults.engines import Colour
 from tests.faults.services import (
+    KEY,
     Asked,
     FaultyService,
     Reply,
     Script,
     SetClock,
+    engine_at,
     event,
     faulty_service,
     json_reply,
+    read_at,
     stream,
 )
 from worker.engines import EngineSettings, PageImage, PageText
 from worker.engines.openai_server import OpenAiEngine
 from worker.errors import BadRequest, TryAgain
-from worker.remote import Clock
+from worker.settings import API_KEYS
 
-KEY = "sk-secret-0123456789"
 NOTHING = Reply(status=500)
 
 
@@ -44,20 +43,11 @@ def page(width: int = 60, height: int = 40, number: int = 1) -> PageImage:
 
 
 def engine(service: FaultyService, clock: SetClock, **options: Any) -> OpenAiEngine:
-    settings = EngineSettings(1, options={"base_url": service.url, **options}, api_keys={"OPENAI_API_KEY": KEY})
-    return OpenAiEngine(settings, Clock(clock.now, clock.sleep))
+    return engine_at(service, clock, OpenAiEngine, **options)
 
 
 def read(script: Script, image: PageImage | None = None, **options: Any) -> tuple[PageText, FaultyService, SetClock]:
-    """Reads a page with a server that follows a script, and tells what happened."""
-    clock = SetClock()
-    with faulty_service(script) as service:
-        reader = engine(service, clock, **options)
-        try:
-            (text,) = reader.read([image or page()])
-        finally:
-            reader.close()
-    return text, service, clock
+    return read_at(script, image or page(), OpenAiEngine, **options)
 
 
 def in_turn(*replies: Reply | Callable[[], Reply]) -> Script:
@@ -96,9 +86,8 @@ def test_a_page_becomes_markdown_and_tells_how_it_was_read() -> None:
     assert (body["model"], body["temperature"], body["stream"], body["max_tokens"]) == ("tiny", 0.0, True, 8192)
     image, prompt = body["messages"][0]["content"]
     assert "word for word" in prompt["text"]
-    kind, _, data = image["image_url"]["url"].partition(",")
-    assert kind == "data:image/png;base64"
-    assert np.array_equal(np.asarray(Image.open(BytesIO(base64.b64decode(data)))), page(60, 40).pixels)
+    assert image["image_url"]["url"].startswith("data:image/png;base64,")
+    assert np.array_equal(np.asarray(asked.image), page(60, 40).pixels)
     assert clock.slept == []
 
 
@@ -125,8 +114,7 @@ def test_a_preset_decides_prompt_cap_size_and_parser() -> None:
 
 def test_pages_are_scaled_down_to_what_the_model_looks_at() -> None:
     _, service, _ = read(in_turn(stream(["x"])), page(2000, 1500), preset="paddleocr-vl", model="tiny")
-    data = service.asked[0].json["messages"][0]["content"][0]["image_url"]["url"].partition(",")[2]
-    width, height = Image.open(BytesIO(base64.b64decode(data))).size
+    width, height = service.asked[0].image.size
     assert width * height <= 2_822_400
     assert width / height == pytest.approx(4 / 3, rel=0.01)
 
@@ -169,10 +157,10 @@ def test_retry_after_is_honoured_in_seconds_and_as_a_date() -> None:
 
 
 def test_waits_grow_and_end() -> None:
-    with faulty_service(in_turn(Reply(status=503))) as service:
+    with faulty_service(in_turn(json_reply({}, 429))) as service:
         clock = SetClock()
         reader = engine(service, clock)
-        with pytest.raises(TryAgain, match=r"does not answer after 6 tries: 503"):
+        with pytest.raises(TryAgain, match=r"does not answer after 6 tries: 429"):
             reader.read([page()])
         reader.close()
     assert len(service.asked) == 6
@@ -180,12 +168,80 @@ def test_waits_grow_and_end() -> None:
         assert 2**number / 2 <= slept <= 2**number
 
 
-def test_a_server_that_chokes_on_a_page_costs_that_page() -> None:
-    text, service, _ = read(in_turn(json_reply({"error": {"message": "CUDA error"}}, 500)), attempts=3)
+CHOKES = {
+    "500": json_reply({"error": {"message": "CUDA error"}}, 500),
+    "502": Reply(status=502),
+    "503": Reply(status=503),
+    "504": Reply(status=504),
+    "reset": Reply(cut=True),
+    "half": stream(["half a wo"], finish=None, cut=True),
+}
+
+
+@pytest.mark.parametrize("attempts", [1, 3])
+@pytest.mark.parametrize("fault", CHOKES)
+def test_a_server_that_chokes_on_a_page_costs_that_page(fault: str, attempts: int) -> None:
+    """That it isn't away shows a page of ours, which it is asked for before the last try."""
+    text, service, _ = read(
+        lambda _, asked: stream(["CONT"], finish="length") if asked.is_control else CHOKES[fault], attempts=attempts
+    )
     assert text.error is not None
-    assert "in 3 tries: 500" in text.error
-    assert "CUDA error" in text.error
-    assert len(service.asked) == 3
+    tries = max(attempts, 2)
+    assert f"in {tries} tries, while it reads others" in text.error
+    assert [asked.is_control for asked in service.asked] == [False] * (tries - 1) + [True, False]
+    assert service.asked[-2].json["max_tokens"] == 16
+
+
+@pytest.mark.parametrize("fault", [*CHOKES.values(), stream([], finish=None, hang=True)], ids=[*CHOKES, "silent"])
+def test_an_outage_is_no_document_s_fault_though_models_are_listed(fault: Reply) -> None:
+    """A gateway answers for itself, whatever is behind it."""
+    with pytest.raises(TryAgain, match=r"reads neither the page .* nor one of ours"):
+        read(in_turn(fault), attempts=3, timeout=0.05)
+
+
+def test_an_outage_that_ends_before_the_last_try_costs_nothing() -> None:
+    text, service, _ = read(in_turn(Reply(status=502), Reply(status=502), stream(["fine"])), attempts=3)
+    assert text.markdown == "fine"
+    assert [asked.is_control for asked in service.asked] == [False, False, True, False]
+
+
+@pytest.mark.parametrize("busy", [json_reply({}, 429), json_reply({}, 529), json_reply({}, 503, Retry_After="1")])
+def test_a_server_that_is_busy_says_nothing_of_the_page(busy: Reply) -> None:
+    with pytest.raises(TryAgain, match="does not answer after 3 tries"):
+        read(lambda _, asked: stream(["fine"]) if asked.is_control else busy, attempts=3)
+
+
+@pytest.mark.parametrize("seconds", [300, 599])
+def test_a_page_whose_time_is_up_is_asked_for_once_more_where_others_are_read(seconds: float) -> None:
+    """None of its tries may have fallen into a time in which the server was there."""
+    clock = SetClock()
+
+    def script(_: int, asked: Asked) -> Reply:
+        if asked.is_control:
+            return stream(["CONTROL"])
+        clock.time += seconds - 0.01
+        return Reply(cut=True)
+
+    with faulty_service(script) as service:
+        reader = engine(service, clock, page_deadline=seconds)
+        (text,) = reader.read([page()])
+        reader.close()
+    assert "in 2 tries, while it reads others" in str(text.error)
+    assert [asked.is_control for asked in service.asked[:2]] == [False, True]
+
+
+def test_a_server_that_goes_silent_until_the_page_s_time_is_up_is_no_document_s_fault() -> None:
+    clock = SetClock()
+
+    def script(*_: Any) -> Reply:
+        clock.time += 299.99
+        return stream([], finish=None, hang=True)
+
+    with faulty_service(script) as service:
+        reader = engine(service, clock, timeout=0.05)
+        with pytest.raises(TryAgain, match=r"reads neither the page .* nor one of ours"):
+            reader.read([page()])
+        reader.close()
 
 
 def test_a_server_that_dies_half_way_is_no_document_s_fault() -> None:
@@ -199,12 +255,12 @@ def test_a_server_that_dies_half_way_is_no_document_s_fault() -> None:
     with faulty_service(script, lambda: Reply(cut=True) if dead else json_reply({"data": [{"id": "tiny"}]})) as service:
         reader = engine(service, SetClock())
         assert reader.read([page()])[0].markdown == "fine"
-        with pytest.raises(TryAgain, match="does not answer after 6 tries"):
+        with pytest.raises(TryAgain, match=r"reads neither the page .* nor one of ours"):
             reader.read([page()])
         reader.close()
 
 
-def test_nobody_there() -> None:
+def test_nobody_there(caplog: pytest.LogCaptureFixture) -> None:
     clock = SetClock()
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))  # so that nobody else listens there
@@ -212,9 +268,17 @@ def test_nobody_there() -> None:
         with pytest.raises(TryAgain, match=r"is not ready after 120 s: .*is it running, and is that its address\?"):
             engine(service, clock)
     assert clock.time >= 1119
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [re.sub(r".*, for (\d+ s) by now and up to 120 s;.*", r"\1", line) for line in told] == [
+        *("4 s", "34 s", "64 s", "94 s")
+    ]
+    assert told[0] == (
+        f"waiting for the server at {service.url} ([Errno 111] Connection refused), for 4 s by now and up to 120 s; "
+        "--engine-option ready=SECONDS"
+    )
 
 
-def test_a_server_that_is_still_loading_is_waited_for() -> None:
+def test_a_server_that_is_still_loading_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
     health = itertools.chain([Reply(status=503), Reply(cut=True)], itertools.repeat(None))
     clock = SetClock()
     with faulty_service(
@@ -224,6 +288,7 @@ def test_a_server_that_is_still_loading_is_waited_for() -> None:
         assert reader.model == "tiny"
         reader.close()
     assert clock.slept == [1.0, 1.0]
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize(
@@ -379,7 +444,7 @@ def test_a_fallback_reads_as_many_pages_at_a_time_as_it_says(monkeypatch: pytest
     assert all(text.error is None for text in texts)
     assert room == [False, False]
     (settings,) = built
-    assert (settings.timeout, settings.api_keys) == (300.0, {"OPENAI_API_KEY": KEY})
+    assert (settings.timeout, settings.api_keys) == (300.0, dict.fromkeys(API_KEYS, KEY))
 
 
 def test_a_text_without_end_is_stopped_at_the_cap() -> None:
@@ -393,20 +458,6 @@ def test_a_text_without_end_is_stopped_at_the_cap() -> None:
     assert capped.error is not None
     assert capped.details
     assert (capped.details["stop"], capped.details["text"]) == ("length", "so far")
-
-
-def test_a_silent_server_is_given_up() -> None:
-    heard = threading.Semaphore(0)
-
-    def script(*_: object) -> Reply:
-        heard.release()
-        return stream(["so far"], finish=None, hang=True)
-
-    text, service, _ = read(script, timeout=0.05, attempts=2)
-    assert text.error is not None
-    assert "could not read the page in 2 tries" in text.error
-    assert all(heard.acquire(timeout=PATIENCE) for _ in range(2))  # it may have been given up before
-    assert len(service.asked) == 2
 
 
 @pytest.mark.parametrize("late", [0, 1000])

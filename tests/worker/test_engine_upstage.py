@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -15,14 +16,23 @@ import pytest
 from PIL import Image
 
 from tests.conftest import draw
-from tests.faults.services import Asked, FaultyService, Reply, Script, SetClock, faulty_service, json_reply
+from tests.faults.services import (
+    KEY,
+    Asked,
+    FaultyService,
+    Reply,
+    Script,
+    SetClock,
+    engine_at,
+    faulty_service,
+    json_reply,
+    read_at,
+)
 from worker.contract import ExitCode, Options, Result
 from worker.engines import EngineSettings, PageImage, PageText
 from worker.engines.upstage import UpstageEngine
 from worker.errors import BadRequest, TryAgain
 from worker.remote import Clock
-
-KEY = "up_secret0123456789"
 
 
 def vertices(*corners: tuple[int, int]) -> dict[str, Any]:
@@ -62,19 +72,11 @@ def page(width: int = 200, height: int = 100, number: int = 1) -> PageImage:
 
 
 def engine(service: FaultyService, clock: SetClock, **options: Any) -> UpstageEngine:
-    settings = EngineSettings(1, options={"base_url": service.url, **options}, api_keys={"UPSTAGE_API_KEY": KEY})
-    return UpstageEngine(settings, Clock(clock.now, clock.sleep))
+    return engine_at(service, clock, UpstageEngine, **options)
 
 
 def read(script: Script, image: PageImage | None = None, **options: Any) -> tuple[PageText, FaultyService, SetClock]:
-    clock = SetClock()
-    with faulty_service(script) as service:
-        reader = engine(service, clock, **options)
-        try:
-            (text,) = reader.read([image or page()])
-        finally:
-            reader.close()
-    return text, service, clock
+    return read_at(script, image or page(), UpstageEngine, **options)
 
 
 def test_a_request_is_as_documented_and_words_become_lines() -> None:
@@ -203,36 +205,77 @@ def test_what_is_final_costs_one_request_and_that_page(fault: Reply, says: str) 
     assert len(service.asked) == 1
 
 
-def test_a_page_that_upstage_chokes_on_fails_where_others_are_read_meanwhile() -> None:
-    """And is not failed by an outage, whatever that answers with: it may be paid for later."""
-    oops = json_reply({"error": "oops"}, 500, x_upstage_request_id="up-9")
+CHOKES = {
+    "500": json_reply({"error": "oops"}, 500, x_upstage_request_id="up-9"),
+    "503": Reply(status=503),
+    "reset": Reply(cut=True),
+}
 
-    def script(_: int, asked: Asked) -> Reply:
-        return oops if Image.open(BytesIO(asked.form["document"][2])).size == (13, 13) else good()
 
+@pytest.mark.parametrize("fault", CHOKES)
+def test_a_page_that_upstage_chokes_on_fails_where_others_are_read_meanwhile(fault: str) -> None:
+    """Which costs nothing."""
     clock = SetClock()
-    with faulty_service(script) as service:
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        assert reader.read([page(number=2)])[0].error is None
+
+    with faulty_service(lambda _, asked: CHOKES[fault] if asked.image.size == (13, 13) else good()) as service:
         reader = engine(service, clock, attempts="3")
-
-        def sleep(seconds: float) -> None:
-            clock.sleep(seconds)
-            assert reader.read([page(number=2)])[0].error is None
-
-        with pytest.raises(TryAgain, match="does not answer after 3 tries: 500"):
-            reader.read([page(13, 13)])
         reader._service.clock = Clock(clock.now, sleep)
         (text,) = reader.read([page(13, 13)])
         reader.close()
     assert text.error is not None
-    assert "in 3 tries: 500" in text.error
-    assert "(request up-9)" in text.error
+    assert "Upstage could not read the page in 3 tries, while it reads others" in text.error
+    assert ("(request up-9)" in text.error) == (fault == "500")
+    assert len(service.asked) == 3 + 2
+    assert not any(asked.is_control for asked in service.asked)
+
+
+@pytest.mark.parametrize("fault", CHOKES)
+def test_a_page_that_upstage_chokes_on_alone_fails_where_a_page_of_ours_is_read(
+    fault: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Which is paid for, in place of the page that wasn't."""
+    caplog.set_level(logging.INFO)
+    text, service, _ = read(
+        lambda _, asked: good() if asked.is_control else CHOKES[fault], attempts="3", price_per_page="2"
+    )
+    assert text.error is not None
+    assert "Upstage could not read the page in 3 tries, while it reads others" in text.error
+    assert [asked.is_control for asked in service.asked] == [False, False, True, False]
+    assert "Upstage has billed 1 page, 2.00 $" in caplog.text
+
+
+@pytest.mark.parametrize("fault", [*CHOKES, "maintenance"])
+def test_an_outage_is_no_document_s_fault(fault: str) -> None:
+    """Whatever it answers with; and that others were read before it began tells nothing."""
+    out = False
+
+    def script(_: int, asked: Asked) -> Reply:
+        if asked.is_control and fault == "maintenance":
+            return Reply([b"<html>"])
+        return CHOKES.get(fault, CHOKES["503"]) if out else good()
+
+    with faulty_service(script) as service:
+        reader = engine(service, SetClock(), attempts="3")
+        for _ in range(3):
+            assert reader.read([page()])[0].error is None
+        out = True
+        with pytest.raises(TryAgain, match=r"reads neither the page .* nor one of ours that it could"):
+            reader.read([page()])
+        reader.close()
 
 
 def test_an_upstage_that_is_silent_for_all_is_no_document_s_fault() -> None:
-    with pytest.raises(TryAgain, match="does not answer after 2 tries"):
+    with pytest.raises(TryAgain, match=r"reads neither the page .* nor one of ours that it could"):
         read(lambda *_: Reply(hang=True), attempts="2", timeout="0.05")
-    with pytest.raises(TryAgain, match="does not answer after 2 tries"):
-        read(lambda *_: Reply(cut=True), attempts="2")
+
+
+def test_an_account_without_credit_ends_the_run_though_only_a_page_of_ours_meets_it() -> None:
+    with pytest.raises(BadRequest, match="the account has no credit"):
+        read(lambda _, asked: Reply(status=402 if asked.is_control else 500))
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -331,7 +374,7 @@ def test_the_worker_pays_for_each_page_once(make_run: Any, tmp_path: Path) -> No
 
     def script(number: int, asked: Asked) -> Reply:
         data = asked.form["document"][2]
-        if Image.open(BytesIO(data)).size == (122, 80):
+        if asked.image.size == (122, 80):
             return json_reply({"error": "no"}, 422)
         if number % 4 == 0:
             return json_reply({}, 429, Retry_After="0.01")
@@ -368,10 +411,21 @@ def test_a_wrong_key_ends_the_worker_with_64(make_run: Any) -> None:
     assert run.outcomes() == {"a.png": "none"}
 
 
-def test_a_service_that_is_away_ends_the_worker_with_75(make_run: Any) -> None:
-    with faulty_service(lambda *_: Reply(status=503)) as service:
-        options = Options(engine_options={"base_url": service.url, "attempts": "1"})
-        run = make_run({"a.png": "read"}, engine="upstage", options=options)
-        done = run.work(UPSTAGE_API_KEY=KEY)
-    assert done.returncode == ExitCode.TRY_AGAIN
-    assert run.outcomes() == {"a.png": "none"}
+def test_the_last_page_of_a_shard_fails_where_upstage_chokes_on_it(make_run: Any, tmp_path: Path) -> None:
+    """And the shard ends; in an outage it does not, and blames nobody."""
+    out = True
+
+    def script(_: int, asked: Asked) -> Reply:
+        return Reply(status=500) if out or asked.image.size == (13, 13) else good()
+
+    with faulty_service(script) as service:
+        options = Options(engine_options={"base_url": service.url, "attempts": "1", "rate": "1000"})
+        run = make_run({"a.png": "read", "z.png": "read"}, engine="upstage", options=options)
+        draw(tmp_path / "in/z.png", "read", (13, 13))
+        assert run.work(UPSTAGE_API_KEY=KEY).returncode == ExitCode.TRY_AGAIN
+        assert run.outcomes() == {"a.png": "none", "z.png": "none"}
+        out = False
+        done = run.work(attempt=2, UPSTAGE_API_KEY=KEY)
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert run.outcomes() == {"a.png": "ok", "z.png": "engine_error"}
+    assert "while it reads others: 500" in run.outcome(run.tasks[0][1]).message

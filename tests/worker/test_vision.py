@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import re
 import shlex
 import shutil
@@ -25,7 +27,7 @@ from transformers.utils import is_torchvision_available
 
 from jobs.accuracy import error_rate
 from jobs.results import open_run
-from tests.assets import TINY_HUNYUAN
+from tests.assets import TINY_HUNYUAN, TINY_TROCR
 from tests.conftest import PATIENCE, worker_environment
 from tests.rendering import draw_card, fresh_strings
 from tests.worker import tiny_models
@@ -520,9 +522,128 @@ def test_a_checkpoint_without_some_of_its_weights_is_refused(
         BadRequest, match=r"no checkpoint of hunyuan's shape: 1 weights are missing, such as .*layers\.1"
     ):
         build("hunyuan", model=broken)
-    (broken / "model.safetensors").unlink()
-    with pytest.raises(BadRequest, match="holds no checkpoint: it needs config"):
-        build("hunyuan", model=broken)
+
+
+CHECKPOINTS_THAT_ARE_NONE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing": (lambda folder: [path.unlink() for path in folder.iterdir()], "no config.json, nor any other file"),
+    "no config": (
+        lambda folder: (folder / "config.json").unlink(),
+        "it has no config.json, only chat_template.jinja, .*",
+    ),
+    "adapter": (
+        lambda folder: (folder / "config.json").rename(folder / "adapter_config.json"),
+        "is an adapter: merge it into its base model",
+    ),
+    "config of nothing": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        "config.json of .* is no JSON object",
+    ),
+    "no weights": (
+        lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+        r"holds no weights: it has no \*.safetensors, only .*",
+    ),
+    "cut short": (
+        lambda folder: os.truncate(folder / "model.safetensors", 100_000),
+        r"model.safetensors is damaged or cut short, with 100,000 bytes \(.*\): copy it again",
+    ),
+    "no weights at all": (
+        lambda folder: os.truncate(folder / "model.safetensors", 0),
+        "model.safetensors is damaged or cut short, with 0 bytes",
+    ),
+    "a part of two": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}})
+        ),
+        "lacks 1 of 2 files of weights: model-00002-of-00002.safetensors",
+    ),
+    "damaged index": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a"'),
+        "model.safetensors.index.json is damaged",
+    ),
+    "no processor": (
+        lambda folder: (folder / "processor_config.json").unlink(),
+        r"has no processor \(preprocessor_config.json or processor_config.json\): copy the files from the model that",
+    ),
+    "no tokenizer": (
+        lambda folder: [path.unlink() for path in folder.glob("tokenizer*")],
+        r"has no tokenizer \(tokenizer.json or tokenizer_config.json\)",
+    ),
+    "no tokens": (
+        lambda folder: (folder / "tokenizer.json").write_text("{}"),
+        "cannot be loaded as hunyuan: ",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHECKPOINTS_THAT_ARE_NONE)
+def test_what_is_no_checkpoint_is_told(
+    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], tmp_path: Path, what: str
+) -> None:
+    folder = shutil.copytree(checkpoints("hunyuan"), tmp_path / "mine")
+    spoil, message = CHECKPOINTS_THAT_ARE_NONE[what]
+    spoil(folder)
+    with pytest.raises(BadRequest, match=message) as raised:
+        build("hunyuan", model=folder)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("lighton", "got-ocr2", r"holds a GotOcr2.* needs a LightOnOcrFor.*: use --engine got-ocr2$"),
+        ("got-ocr2", "hunyuan", r"needs a GotOcr2.*: use --engine hunyuan or --engine hunyuan-1.0$"),
+        ("hunyuan", None, r"holds a VisionEncoderDecoderModel .model_type vision.*: use --engine trocr$"),
+    ],
+)
+def test_a_checkpoint_of_another_class_is_refused_and_its_engine_named(
+    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], name: str, given: str | None, message: str
+) -> None:
+    with pytest.raises(BadRequest, match=message):
+        build(name, model=checkpoints(given) if given else TINY_TROCR)
+
+
+def test_a_checkpoint_that_no_engine_reads_with_is_refused(
+    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(checkpoints("hunyuan"), tmp_path / "mine")
+    for config, found in [
+        (
+            {"architectures": ["DotsOCRForCausalLM"], "model_type": "dots_ocr"},
+            "DotsOCRForCausalLM .model_type dots_ocr",
+        ),
+        ({"model_type": "qwen3"}, "model .model_type qwen3"),
+        ({}, "model .model_type None"),
+    ]:
+        (folder / "config.json").write_text(json.dumps(config))
+        with pytest.raises(BadRequest, match=rf"holds a {found}.*none of the engines here reads with it"):
+            build("hunyuan", model=folder)
+
+
+@pytest.mark.parametrize("name", ["lighton", "lighton-3"])
+def test_lightons_own_files_are_read_though_they_name_another_class(
+    build: Callable[..., VisionEngine], checkpoints: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    """They are from before transformers had one: https://huggingface.co/lightonai/LightOnOCR-1B-1025, and LightOnOCR-2
+    likewise (https://github.com/sgl-project/sglang/pull/17806); LightOnOCR-3's weights have names of before, too."""
+    folder = shutil.copytree(checkpoints(name), tmp_path / name)
+    named = {"architectures": ["LightOnOCRForConditionalGeneration"], "model_type": "mistral3"}
+    unused = {"multimodal_projector_bias": False, "projector_hidden_act": "gelu", "vision_feature_layer": -1}
+    for file, said in {
+        "config.json": named | unused,
+        "processor_config.json": {"processor_class": "LightOnOCRProcessor"},
+        "tokenizer_config.json": {"processor_class": "LightOnOCRProcessor"},
+    }.items():
+        (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | said))
+    if name == "lighton-3":
+        weights = load_file(folder / "model.safetensors")
+        old = {key.replace("model.language_model.", "language_model.model."): value for key, value in weights.items()}
+        assert old.keys() != weights.keys()
+        save_file(old, folder / "model.safetensors")
+    ours, theirs = (
+        [(text.error, text.markdown, (text.details or {})["tokens"]) for text in engine.read(PAGES)]
+        for engine in (build(name), build(name, model=folder))
+    )
+    assert ours == theirs
 
 
 def test_another_checkpoint_has_another_revision(
@@ -558,9 +679,11 @@ def test_a_checkpoint_is_read_from_s3_and_its_copy_removed(
     assert any(tmp_path.iterdir())
     stuck.discard()
     assert not any(tmp_path.iterdir())
-    with pytest.raises(BadRequest, match="holds no checkpoint"):
+    with pytest.raises(BadRequest, match=r"model s3://inputs/none/: nothing lies right below that prefix$"):
         build("hunyuan", model="s3://inputs/none/")
-    with pytest.raises(BadRequest, match="no such bucket"):
+    with pytest.raises(BadRequest, match=r"nothing lies right below that prefix; below it is tiny/.*, and more"):
+        build("hunyuan", model="s3://inputs/models/")
+    with pytest.raises(BadRequest, match="there is no bucket nowhere"):
         build("hunyuan", model="s3://nowhere/none/")
     assert not any(tmp_path.iterdir())
     with pytest.raises(BadRequest, match="has no revisions"):

@@ -91,7 +91,7 @@ def test_an_engine_that_answers_for_too_few_pages_is_an_error(make_run: MakeRun)
     assert run.work().returncode == ExitCode.OK
     failure = run.outcome(run.tasks[0][0])
     assert isinstance(failure, Failure)
-    assert "0 texts for 1 pages" in failure.message
+    assert "0 texts for 1 page" in failure.message
 
 
 def test_a_missing_and_a_broken_document_cost_themselves_alone(make_run: MakeRun, tmp_path: Path) -> None:
@@ -108,13 +108,17 @@ def test_a_missing_and_a_broken_document_cost_themselves_alone(make_run: MakeRun
     }
 
 
-def test_a_document_that_kills_the_worker_fails_and_all_others_are_read(make_run: MakeRun) -> None:
+def test_a_document_that_kills_the_worker_fails_and_all_others_are_read(make_run: MakeRun, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
     names = {f"{number:02d}.png": "read" for number in range(40)}
     run = make_run(names | {"07.png": "kill", "23.png": "segfault", "38.png": "kill"})
-    first = run.work(attempt=1)
+    first = run.work(attempt=1, TMPDIR=str(scratch))
     assert first.returncode in (137, 139)
-    second = run.work(attempt=2)
+    assert len(list(scratch.iterdir())) == 1
+    second = run.work(attempt=2, TMPDIR=str(scratch))
     assert second.returncode == ExitCode.OK, second.stderr
+    assert list(scratch.iterdir()) == []
     bad = {"07.png": "worker_crashed", "23.png": "worker_crashed", "38.png": "worker_crashed"}
     assert run.outcomes() == {name: bad.get(name, "ok") for name in names}
     assert run.work(attempt=3).returncode == ExitCode.OK

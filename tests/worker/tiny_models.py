@@ -49,7 +49,7 @@ AREAS = {"shortest_edge": 32 * 32, "longest_edge": 128 * 128}  # pixels of the i
 def make(name: str, folder: Path) -> Path:
     """Saves the model and the processor of a preset below `folder`.
 
-    Without torchvision, the processors that also take videos can't be saved: `processor` makes them.
+    Without torchvision, the processors that also take videos can only be saved in parts: `processor` makes them.
     """
     torch.manual_seed(SEED)
     model, made = MAKERS[name]()
@@ -58,8 +58,10 @@ def make(name: str, folder: Path) -> Path:
             torch.nn.init.normal_(parameter, std=0.3)
     path = folder / name
     model.save_pretrained(path)
-    if getattr(made, "video_processor", made) is not None:
-        made.save_pretrained(path)
+    for part in (
+        [made] if getattr(made, "video_processor", made) is not None else [made.image_processor, made.tokenizer]
+    ):
+        part.save_pretrained(path)
     return path
 
 
@@ -104,6 +106,12 @@ _TEXT = {  # of a decoder that all families take alike
     "head_dim": 16,
     "max_position_embeddings": 4096,
 }
+_VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+_QWEN_VISION = {"hidden_size": 32, "intermediate_size": 48, "depth": 2, "num_heads": 2, "out_hidden_size": 32}
+
+
+def _rope(*sections: int, **more: Any) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)} | more
 
 
 def _with_ends(model: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -142,17 +150,14 @@ def _hunyuan() -> tuple[Any, Any]:
         text_config=_TEXT
         | {
             "vocab_size": len(ids),
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2, 2]},
+            "rope_parameters": _rope(2, 2, 2, 2),
             "pad_token_id": ids["<pad>"],
             "bos_token_id": None,
             "eos_token_id": ids["<eos>"],
             "eod_token_id": ids["<eos>"],
         },
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
+        vision_config=_VISION
+        | {
             "out_hidden_size": 32,
             "text_hidden_size": 32,
             "max_image_size": 128,
@@ -183,15 +188,7 @@ def _qwen_tokenizer() -> PreTrainedTokenizerFast:
 def _qwen_config(ids: dict[str, int], text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
     return {
         "text_config": _TEXT | {"vocab_size": len(ids), "pad_token_id": ids["<pad>"]} | text,
-        "vision_config": {
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "num_position_embeddings": 64,
-        }
-        | vision,
+        "vision_config": _QWEN_VISION | {"num_position_embeddings": 64} | vision,
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],
         "vision_start_token_id": ids["<|vision_start|>"],
@@ -211,9 +208,8 @@ def _qwen_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
 
 def _chandra() -> tuple[Any, Any]:
     tokenizer = _qwen_tokenizer()
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "partial_rotary_factor": 0.5}
     text = {
-        "rope_parameters": rope | {"mrope_interleaved": True},
+        "rope_parameters": _rope(2, 1, 1, partial_rotary_factor=0.5, mrope_interleaved=True),
         "layer_types": ["linear_attention", "full_attention"],
         "linear_key_head_dim": 16,
         "linear_value_head_dim": 16,
@@ -226,10 +222,8 @@ def _chandra() -> tuple[Any, Any]:
 
 def _chandra_1() -> tuple[Any, Any]:
     tokenizer = _qwen_tokenizer()
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
-    config = Qwen3VLConfig(
-        **_qwen_config(tokenizer.get_vocab(), {"rope_parameters": rope}, {"deepstack_visual_indexes": [0]})
-    )
+    text = {"rope_parameters": _rope(4, 2, 2, mrope_interleaved=True)}
+    config = Qwen3VLConfig(**_qwen_config(tokenizer.get_vocab(), text, {"deepstack_visual_indexes": [0]}))
     return _with_ends(Qwen3VLForConditionalGeneration(config), tokenizer), _qwen_processor(tokenizer)
 
 
@@ -248,16 +242,9 @@ def _glm() -> tuple[Any, Any]:
         | {
             "vocab_size": len(ids),
             "pad_token_id": ids["<pad>"],
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
+            "rope_parameters": _rope(4, 2, 2),
         },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_heads": 2,
-            "out_hidden_size": 32,
-            "image_size": 112,
-        },
+        vision_config=_QWEN_VISION | {"image_size": 112},
         image_token_id=ids["<|image|>"],
         video_token_id=ids["<|video|>"],
         image_start_token_id=ids["<|begin_of_image|>"],
@@ -282,15 +269,9 @@ def _paddle() -> tuple[Any, Any]:
             "pad_token_id": ids["<pad>"],
             "bos_token_id": None,
             "eos_token_id": ids["</s>"],
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]},
+            "rope_parameters": _rope(4, 2, 2),
         },
-        vision_config={
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "image_size": 56,
-        },
+        vision_config=_VISION | {"image_size": 56},
         image_token_id=ids["<|IMAGE_PLACEHOLDER|>"],
         video_token_id=ids["<|VIDEO_PLACEHOLDER|>"],
         vision_start_token_id=ids["<|IMAGE_START|>"],
@@ -315,16 +296,7 @@ def _lighton() -> tuple[Any, Any]:
     ids = tokenizer.get_vocab()
     config = LightOnOcrConfig(
         text_config={"model_type": "qwen3", "vocab_size": len(ids), "pad_token_id": ids["<pad>"]} | _TEXT,
-        vision_config={
-            "model_type": "pixtral",
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "head_dim": 16,
-            "image_size": 112,
-            "patch_size": 14,
-        },
+        vision_config=_VISION | {"model_type": "pixtral", "head_dim": 16, "image_size": 112, "patch_size": 14},
         image_token_id=ids["<|image_pad|>"],
     )
     images = PixtralImageProcessorPil(size={"longest_edge": 112}, patch_size={"height": 28, "width": 28})
@@ -360,7 +332,9 @@ MAKERS: dict[str, Callable[[], tuple[Any, Any]]] = {
     "chandra": _chandra,
     "chandra-1": _chandra_1,
     "paddleocr-vl": _paddle,
+    "paddleocr-vl-1.6": _paddle,
     "lighton": _lighton,
+    "lighton-3": _lighton,
     "glm-ocr": _glm,
     "got-ocr2": _got,
 }

@@ -238,7 +238,7 @@ def test_of_a_long_preview_the_middle_is_left_out(tmp_path: Path, pulumi: Callab
         assert len(text) < most
         assert "    ~ resource 0\n" in text
         assert "    + 1 to create\n" in text
-        assert "lines are left out here: the workflow's log has them" in text
+        assert "lines, which the workflow's log has" in text
         assert text.rstrip().endswith("````\n\n</details>")
 
 

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-import shutil
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worker.engines.presets import Preset
 from worker.errors import BadRequest, DocumentError, TryAgain
-from worker.storage import Storage, open_storage
+
+if TYPE_CHECKING:
+    from worker.scratch import Scratch
+    from worker.storage import Storage
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>.+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHTS = "*.safetensors"
+_BESIDE = {
+    "processor": {"processor_config.json", "preprocessor_config.json"},
+    "tokenizer": {"tokenizer.json", "tokenizer_config.json"},
+}
 
 
 @dataclass(frozen=True)
@@ -24,12 +31,12 @@ class Checkpoint:
     model: str  # what results call it
     revision: str  # a commit, or a digest of the files
     own: bool  # whether it is another than its preset's
-    temporary: bool = False
+    scratch: Scratch | None = None  # that the folder is, where it was downloaded for this process alone
 
     def discard(self) -> None:
         """Deletes what was downloaded for this process alone."""
-        if self.temporary:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        if self.scratch:
+            self.scratch.remove()
 
 
 def fetch_checkpoint(
@@ -46,7 +53,7 @@ def fetch_checkpoint(
             raise BadRequest(f"model {model} has no revisions: leave the option 'revision' out")
         if not model.startswith("s3://"):
             return _own(Path(model), model)
-        return _download(model, storage or open_storage())
+        return _download(model, storage)
     found = _HUB_ID.fullmatch(model)
     if not found or model.startswith("."):
         raise BadRequest(
@@ -85,12 +92,13 @@ def _from_hub(hub_id: str, commit: str, *, own: bool) -> Checkpoint:
             f"model {hub_id}@{commit} cannot be downloaded: {error}; try again later, or give a copy of it as "
             "--model FOLDER or --model s3://BUCKET/PREFIX/"
         ) from error
+    if own:
+        _check_files(Path(folder), f"{hub_id}@{commit}")
     return Checkpoint(Path(folder), hub_id, commit, own)
 
 
 def _own(folder: Path, model: str) -> Checkpoint:
-    if not (folder / "config.json").is_file() or not any(folder.glob(_WEIGHTS)):
-        raise BadRequest(f"model {model} holds no checkpoint: it needs config.json and {_WEIGHTS}")
+    _check_files(folder, model)
     digest = hashlib.sha256()
     for path in [folder / "config.json", *sorted(folder.glob(_WEIGHTS))]:
         with open(path, "rb") as file:
@@ -98,18 +106,68 @@ def _own(folder: Path, model: str) -> Checkpoint:
     return Checkpoint(folder, model, f"sha256:{digest.hexdigest()[:16]}", own=True)
 
 
-def _download(prefix: str, storage: Storage) -> Checkpoint:
+def _check_files(folder: Path, model: str) -> None:
+    """Raises: BadRequest where a file is missing that every checkpoint has, or weights are damaged."""
+    from safetensors import SafetensorError, safe_open
+
+    there = sorted(path.name for path in folder.iterdir() if path.is_file())
+    if "config.json" not in there and "adapter_config.json" in there:
+        raise BadRequest(f"model {model} is an adapter: merge it into its base model, and give what that makes")
+    if "config.json" not in there:
+        raise BadRequest(f"model {model} holds no checkpoint: it has no config.json, {_listed(there)}")
+    if not any(folder.glob(_WEIGHTS)):
+        raise BadRequest(f"model {model} holds no weights: it has no {_WEIGHTS}, {_listed(there)}")
+    for what, names in _BESIDE.items():
+        if not names & set(there):
+            raise BadRequest(
+                f"model {model} has no {what} ({' or '.join(sorted(names))}): copy the files from the model that it "
+                f"was trained from; {_listed(there)}"
+            )
+    for index in folder.glob(f"{_WEIGHTS}.index.json"):
+        try:
+            parts = set(json.loads(index.read_bytes())["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise BadRequest(f"model {model}: {index.name} is damaged: {error}") from error
+        if missing := sorted(parts - set(there)):
+            raise BadRequest(f"model {model} lacks {len(missing)} of {len(parts)} files of weights: {missing[0]}")
+    for path in sorted(folder.glob(_WEIGHTS)):
+        try:
+            with safe_open(path, framework="np"):
+                pass
+        except SafetensorError as error:
+            raise BadRequest(
+                f"model {model}: {path.name} is damaged or cut short, with {path.stat().st_size:,} bytes ({error}): "
+                "copy it again"
+            ) from error
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "nor any other file"
+    return f"only {', '.join(names[:5])}" + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _download(prefix: str, storage: Storage | None) -> Checkpoint:
     """The files directly below an s3:// prefix."""
+    from worker.scratch import Scratch  # neither above: what fetches an image's weights does without
+    from worker.storage import open_storage
+
+    storage = storage or open_storage()
     base = prefix.rstrip("/") + "/"
-    folder = Path(tempfile.mkdtemp(prefix="pagefleet-model-"))
+    scratch = Scratch()
+    folder = scratch.path
     try:
+        names = []
         for entry in storage.list(base):
-            name = entry.uri.removeprefix(base)
-            if "/" not in name:
+            names.append(name := entry.uri.removeprefix(base))
+            if name and "/" not in name:
                 storage.fetch(entry.uri, folder).path.rename(folder / name)
-        return replace(_own(folder, prefix), temporary=True)
+        if not any(folder.iterdir()):
+            below = f"; below it is {names[0]}, and more" if any(names) else ""
+            raise BadRequest(f"model {prefix}: nothing lies right below that prefix{below}")
+        return replace(_own(folder, prefix), scratch=scratch)
     except BaseException as error:
-        shutil.rmtree(folder, ignore_errors=True)
+        scratch.remove()
         if isinstance(error, DocumentError):
             raise BadRequest(f"model {prefix} cannot be had: {error.message}") from error
         raise

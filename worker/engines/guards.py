@@ -1,8 +1,13 @@
-"""Guards of generative models: how a loop is told from honest repetition, and how a page is tried after one."""
+"""Guards of what reads pages: how a model's loop is told from honest repetition and a page tried after one; and a page
+that any reader can read, to tell whether it is the reader that fails or the page."""
 
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from worker.engines import PageImage
 
 # Of the attempts at one page. A first reading is the likeliest one; a loop is left only with some chance (olmOCR and
 # Chandra raise the temperature likewise).
@@ -42,6 +47,18 @@ def repeating_tail(text: str) -> int | None:
                 begin -= 1
             return begin + period
     return None
+
+
+def control_page() -> PageImage:
+    """A word in large print."""
+    import numpy as np
+    from PIL import Image, ImageDraw
+
+    from worker.engines import PageImage
+
+    picture = Image.new("RGB", (480, 160), "white")
+    ImageDraw.Draw(picture).text((60, 40), "CONTROL", fill="black", font_size=72)
+    return PageImage(1, np.asarray(picture))
 
 
 def _is_loop(unit: str, extent: int) -> bool:

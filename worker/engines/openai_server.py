@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from worker.engines import EngineSettings, PageImage, PageText
 from worker.engines.fallback import Fallback
-from worker.engines.guards import TEMPERATURES, repeating_tail
+from worker.engines.guards import TEMPERATURES, control_page, repeating_tail
 from worker.engines.options import Taker
 from worker.engines.outputs import PARSERS
 from worker.engines.presets import PRESETS, Licence, Preset, Prompt
 from worker.errors import BadRequest
-from worker.remote import AWAY, Answered, Broken, Clock, Deadline, PageRefused, Service, Unavailable, check, request_id
+from worker.remote import BUSY, Answered, Broken, Clock, Deadline, PageRefused, Service, Unavailable, check, request_id
 
 if TYPE_CHECKING:
     import httpx
@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 KEY = "OPENAI_API_KEY"
 READY_SECONDS = 120.0
 POLL_SECONDS = 1.0
+TELL_SECONDS = 4.0  # of waiting for the server, before it is told why nothing is read ...
+TELL_AGAIN_SECONDS = 30.0  # ... and from then on
+CONTROL_TOKENS = 16  # of the answer to a page of ours: it need not be read to its end
 CHECK_EVERY = 1000  # characters of new text after which a loop is looked for
 CHARACTERS_PER_TOKEN = 32  # more than any tokeniser packs into one on average: a server that ignores the cap is stopped
 
@@ -41,6 +44,7 @@ ANY = Preset(
     parameters="",
     revision="",
     min_transformers="",
+    architecture="",
     prompts={
         "markdown": Prompt(
             "Transcribe this page to markdown, word for word, in reading order. Write tables as HTML and formulas as "
@@ -162,22 +166,30 @@ class OpenAiEngine:
         """Until the server answers, and tells which models it has."""
         import httpx
 
-        until = self._clock.now() + self._ready_seconds
+        began = self._clock.now()
+        until, tell = began + self._ready_seconds, began + TELL_SECONDS
         while True:
             try:
                 self.model, self.revision = self._chosen(model, self._models())
                 return
             except Answered as error:
-                if error.status < 500 and error.status not in AWAY:
+                if error.status < 500 and error.status not in BUSY:
                     raise self._service.wrong_run(error) from error
                 failure: Exception = error
             except (httpx.RequestError, Broken) as error:
                 failure = error
-            if self._clock.now() + POLL_SECONDS > until:
+            now = self._clock.now()
+            if now + POLL_SECONDS > until:
                 raise Unavailable(
                     f"{self._service.name} is not ready after {self._ready_seconds:.0f} s: "
                     f"{self._service.told(failure)}; is it running, and is that its address?"
                 ) from failure
+            if now >= tell:
+                tell = now + TELL_AGAIN_SECONDS
+                log.warning(
+                    "waiting for %s (%s), for %.0f s by now and up to %.0f s; --engine-option ready=SECONDS",
+                    *(self._service.name, self._service.told(failure), now - began, self._ready_seconds),
+                )
             self._clock.sleep(POLL_SECONDS)
 
     def _models(self) -> list[str]:
@@ -220,7 +232,7 @@ class OpenAiEngine:
         resent, so_far = 0, ""
         for retry, temperature in enumerate(TEMPERATURES):
             try:
-                answer, again = self._service.ask(partial(self._complete, image, temperature), until, self._alive)
+                answer, again = self._service.ask(partial(self._complete, image, temperature), until, self._control)
             except PageRefused as refused:
                 return self._fallback.read(page, str(refused), details)
             resent += again
@@ -265,8 +277,17 @@ class OpenAiEngine:
 
     def _complete(self, image: str, temperature: float, until: Deadline) -> Answer:
         """One request. Raises: Answered, Broken, httpx.RequestError."""
+        return self._request(image, temperature, self._max_tokens, until)
+
+    def _control(self, until: Deadline) -> None:
+        """Has the server begin to read a page of ours: that it lists its models tells of a gateway, not of what is
+        behind it. Raises: as `_complete`."""
+        if self._request(_data_uri(control_page(), None), 0.0, CONTROL_TOKENS, until).stop == "deadline":
+            raise Broken("there was no time left to ask for another page")
+
+    def _request(self, image: str, temperature: float, max_tokens: int, until: Deadline) -> Answer:
         while True:
-            body = self._body(image, temperature)
+            body = self._body(image, temperature, max_tokens)
             try:
                 answer = self._stream(body, until.at)
                 answer.temperature = body.get("temperature")
@@ -275,7 +296,7 @@ class OpenAiEngine:
                 if error.status not in (400, 422) or not self._drop(error.body, body):
                     raise
 
-    def _body(self, image: str, temperature: float) -> dict[str, Any]:
+    def _body(self, image: str, temperature: float, max_tokens: int) -> dict[str, Any]:
         content: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": image}}]
         if self._prompt.text:
             content.append({"type": "text", "text": self._prompt.text})
@@ -285,7 +306,7 @@ class OpenAiEngine:
         body = {
             "model": self.model,
             "messages": messages,
-            "max_tokens": self._max_tokens,
+            "max_tokens": max_tokens,
             "temperature": temperature,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -325,13 +346,15 @@ class OpenAiEngine:
                     self._follow(answer, response, until)
             except httpx.RequestError as error:
                 if answer.stop is None:  # else only the count of tokens is lost
-                    if not isinstance(error, httpx.ReadTimeout) or self._clock.now() + 0.05 < until:
+                    late = isinstance(error, httpx.ReadTimeout) and self._clock.now() + 0.05 >= until
+                    if not late or not answer.text:  # a page is slow that some text of has come
                         raise
                     answer.stop = "deadline"
         if answer.stop is None:
             raise Broken(f"the stream broke off after {len(answer.text):,} characters")
         if answer.stop in ("end", "length") and repeating_tail(answer.text) is not None:
             answer.stop = "repetition"
+        service.hear()
         return answer
 
     def _follow(self, answer: Answer, response: httpx.Response, until: float) -> None:
@@ -355,16 +378,6 @@ class OpenAiEngine:
                     return
         finally:
             answer.text = _whole("".join(parts))
-
-    def _alive(self) -> bool:
-        """Whether the server answers at all: then a page that it can't read is to blame."""
-        import httpx
-
-        try:
-            self._models()
-        except (httpx.RequestError, Answered, Broken):
-            return False
-        return True
 
 
 def _named(said: str) -> set[str]:

@@ -15,6 +15,7 @@ from html.parser import HTMLParser
 
 from worker.contract import Line, Point, Role
 from worker.layout.text import escape, escape_start
+from worker.wording import plural
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ def parse_spotting(raw: str, width: int, height: int) -> Output:
         scaled = _scaled(box, HUNYUAN_SCALE, width, height) if box else None
         lines += [Line(text=row.strip(), polygon=scaled) for row in words.split("\n") if row.strip()]
     lost = sum(line.polygon is None for line in lines)
-    return Output(None, lines, (f"{lost} of {len(lines)} lines came without a place on the page",) if lost else ())
+    warning = f"{lost} of {plural(len(lines), 'line')} came without a place on the page"
+    return Output(None, lines, (warning,) if lost else ())
 
 
 def parse_chandra(raw: str, width: int, height: int, scale: int = CHANDRA_SCALE) -> Output:
@@ -121,7 +123,7 @@ def parse_chandra(raw: str, width: int, height: int, scale: int = CHANDRA_SCALE)
             parts += _Markdown(dollars).blocks(_titled(block))
     warnings = ["the output is cut short"] if tree.cut else []
     if unplaced:
-        warnings.append(f"{unplaced} of {len(lines)} lines came without a place on the page")
+        warnings.append(f"{unplaced} of {plural(len(lines), 'line')} came without a place on the page")
     return Output("\n\n".join(parts), lines, tuple(warnings))
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 WithoutBf16 = Literal["float16", "float32", "refuse"]
@@ -38,6 +38,7 @@ class Preset:
     hub_id: str
     revision: str  # commit of `hub_id`: its branch may get other weights overnight, as tencent/HunyuanOCR's did
     min_transformers: str
+    architecture: str  # class of transformers that holds the weights
     parameters: str  # how many, for people
     prompts: Mapping[str, Prompt]  # by task: "markdown", "text" or "spotting"
     default_task: str
@@ -52,6 +53,8 @@ class Preset:
     system: str | None = None  # a system message: some models want an empty one, lest their template puts in its own
     end_tokens: tuple[str, ...] = ()  # that end the text besides those of the checkpoint's generation_config.json
     chat_template: bool = True  # False: the processor itself writes the prompt, `format=True` for markdown
+    processor: str = "AutoProcessor"  # class of transformers, where the weights' own files name it otherwise
+    renamed: Mapping[str, str] = field(default_factory=dict)  # patterns of the weights' names, and what the class says
     needs_torchvision: bool = False  # its processor does, for videos
     max_aspect: float = 200.0  # the processors that resize by area refuse what is longer
 
@@ -169,45 +172,75 @@ def _chandra_prompt(box: str, scale: int, second: bool) -> str:
     )
 
 
+_HUNYUAN_OCR = Preset(
+    name="hunyuan",  # 1.5
+    hub_id="tencent/HunyuanOCR",
+    revision="449e7d471a8a1ef5bd5d652e4881183d7252cbc7",
+    min_transformers="5.13",
+    architecture="HunYuanVLForConditionalGeneration",
+    parameters="1B",
+    prompts=_HUNYUAN_PROMPTS,
+    default_task="markdown",
+    licence=_HUNYUAN,
+    longest_side=4096,
+    min_pixels=512 * 512,
+    max_pixels=4096 * 4096,
+    max_new_tokens=16_384,
+    generation={"repetition_penalty": 1.08},
+    system="",
+)
+
+_PADDLEOCR_VL = Preset(
+    name="paddleocr-vl",
+    hub_id="PaddlePaddle/PaddleOCR-VL",
+    revision="7fa00a8c55b735ba51ba49a9058f3f9c57a99a11",
+    min_transformers="5.0",
+    architecture="PaddleOCRVLForConditionalGeneration",
+    parameters="0.9B",
+    prompts={"markdown": Prompt("OCR:", "markdown"), "text": Prompt("OCR:", "text")},
+    default_task="markdown",
+    licence=Licence("Apache-2.0"),
+    longest_side=4000,
+    min_pixels=147_384,
+    max_pixels=2_822_400,
+    max_new_tokens=4096,
+)
+
+_LIGHTONOCR = Preset(
+    name="lighton",  # LightOnOCR-2
+    hub_id="lightonai/LightOnOCR-2-1B",
+    revision="c97bd377f04481830395218fa8951df9deaba756",
+    min_transformers="5.0",
+    architecture="LightOnOcrForConditionalGeneration",
+    parameters="1B",
+    prompts={"markdown": Prompt("", "markdown")},
+    default_task="markdown",
+    licence=Licence("Apache-2.0"),
+    longest_side=1540,
+    min_pixels=None,
+    max_pixels=None,
+    max_new_tokens=4096,
+    without_bf16="float32",  # its decoder is Qwen3
+    processor="LightOnOcrProcessor",  # config.json says mistral3, from before transformers had its own class
+)
+
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
-        Preset(
-            name="hunyuan",  # 1.5
-            hub_id="tencent/HunyuanOCR",
-            revision="449e7d471a8a1ef5bd5d652e4881183d7252cbc7",
-            min_transformers="5.13",
-            parameters="1B",
-            prompts=_HUNYUAN_PROMPTS,
-            default_task="markdown",
-            licence=_HUNYUAN,
-            longest_side=4096,
-            min_pixels=512 * 512,
-            max_pixels=4096 * 4096,
-            max_new_tokens=16_384,
-            generation={"repetition_penalty": 1.08},
-            system="",
-        ),
-        Preset(
+        _HUNYUAN_OCR,
+        replace(
+            _HUNYUAN_OCR,
             name="hunyuan-1.0",
-            hub_id="tencent/HunyuanOCR",
             revision="f6af82ee007fe6091b29fb3bb287b491ead41c82",  # the last before 1.5 took its place
-            min_transformers="5.13",
-            parameters="1B",
-            prompts=_HUNYUAN_PROMPTS,
-            default_task="markdown",
-            licence=_HUNYUAN,
-            longest_side=4096,
-            min_pixels=512 * 512,
             max_pixels=2048 * 2048,
-            max_new_tokens=16_384,
-            system="",
+            generation={},
         ),
         Preset(
             name="chandra",  # 2, Qwen3.5
             hub_id="datalab-to/chandra-ocr-2",
             revision="af93b47dba1b47b6640c86ccf487ed2260ab9a09",
             min_transformers="5.2",
+            architecture="Qwen3_5ForConditionalGeneration",
             parameters="5B",
             prompts={"markdown": Prompt(_chandra_prompt("x0 y0 x1 y1", 1000, second=True), "chandra-html-1000")},
             default_task="markdown",
@@ -224,6 +257,7 @@ PRESETS: dict[str, Preset] = {
             hub_id="datalab-to/chandra",
             revision="bd40c21576564d31ba99f204e28ccd5c4c1751fa",
             min_transformers="4.57",
+            architecture="Qwen3VLForConditionalGeneration",
             parameters="9B",
             prompts={"markdown": Prompt(_chandra_prompt("[x0, y0, x1, y1]", 1024, second=False), "chandra-html")},
             default_task="markdown",
@@ -235,40 +269,30 @@ PRESETS: dict[str, Preset] = {
             needs_torchvision=True,
             without_bf16="refuse",
         ),
-        Preset(
-            name="paddleocr-vl",
-            hub_id="PaddlePaddle/PaddleOCR-VL",
-            revision="7fa00a8c55b735ba51ba49a9058f3f9c57a99a11",
-            min_transformers="5.0",
-            parameters="0.9B",
-            prompts={"markdown": Prompt("OCR:", "markdown"), "text": Prompt("OCR:", "text")},
-            default_task="markdown",
-            licence=Licence("Apache-2.0"),
-            longest_side=4000,
-            min_pixels=147_384,
-            max_pixels=2_822_400,
-            max_new_tokens=4096,
+        _PADDLEOCR_VL,
+        replace(
+            _PADDLEOCR_VL,
+            name="paddleocr-vl-1.6",
+            hub_id="PaddlePaddle/PaddleOCR-VL-1.6",
+            revision="c5630abae1d940eafe0697512a0325494b02ab42",
+            min_pixels=112_896,
+            max_pixels=1280 * 28 * 28,
         ),
-        Preset(
-            name="lighton",  # LightOnOCR-2
-            hub_id="lightonai/LightOnOCR-2-1B",
-            revision="c97bd377f04481830395218fa8951df9deaba756",
-            min_transformers="5.0",
-            parameters="1B",
-            prompts={"markdown": Prompt("", "markdown")},
-            default_task="markdown",
-            licence=Licence("Apache-2.0"),
-            longest_side=1540,
-            min_pixels=None,
-            max_pixels=None,
-            max_new_tokens=4096,
-            without_bf16="float32",  # its decoder is Qwen3
+        _LIGHTONOCR,
+        replace(
+            _LIGHTONOCR,
+            name="lighton-3",  # LightOnOCR-3
+            hub_id="lightonai/LightOnOCR-3-1B",
+            revision="b9a2b4c17f1eee9f29058d716b66b5f8e7d8db86",
+            min_transformers="5.16",
+            renamed={r"^language_model\.model\.": "model.language_model."},
         ),
         Preset(
             name="glm-ocr",
             hub_id="zai-org/GLM-OCR",
             revision="ca5d8b3e287e52589e37c28385d9655ee4372f9d",
             min_transformers="5.1",
+            architecture="GlmOcrForConditionalGeneration",
             parameters="0.9B",
             prompts={
                 "markdown": Prompt("Text Recognition:", "markdown"),
@@ -287,6 +311,7 @@ PRESETS: dict[str, Preset] = {
             hub_id="stepfun-ai/GOT-OCR-2.0-hf",
             revision="d3017ef2c2c1395888c8d635c5e0508bcb0ac78d",
             min_transformers="4.49",
+            architecture="GotOcr2ForConditionalGeneration",
             parameters="0.6B",
             prompts={"markdown": Prompt("OCR with format: ", "markdown"), "text": Prompt("OCR: ", "text")},
             default_task="markdown",
@@ -305,6 +330,7 @@ PRESETS: dict[str, Preset] = {
             hub_id="microsoft/trocr-base-printed",
             revision="93450be3f1ed40a930690d951ef3932687cc1892",
             min_transformers="4.49",
+            architecture="VisionEncoderDecoderModel",
             parameters="0.3B",
             prompts={"text": Prompt("", "text")},
             default_task="text",

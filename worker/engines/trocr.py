@@ -14,19 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from worker.contract import Line
 from worker.engines import EngineSettings, PageImage, PageText
-from worker.engines.checkpoint import fetch_checkpoint
-from worker.engines.loading import (
-    DTYPES,
-    check_transformers,
-    choose_device,
-    choose_dtype,
-    free_memory,
-    load_checkpoint,
-    within_memory,
-)
+from worker.engines.loading import DTYPES, free_memory, load, within_memory
 from worker.engines.options import Taker
 from worker.engines.presets import PRESETS
 from worker.engines.rapidocr import FoundLines, RapidOcrEngine
+from worker.wording import plural
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,20 +64,14 @@ class TrOcrEngine:
         most = options.integer("batch_size", 0)
         self._max_new_tokens = options.integer("max_new_tokens", preset.max_new_tokens, least=1)
         options.done()
-        check_transformers(preset)
 
-        self._device = choose_device(device)
-        self._dtype = choose_dtype(preset, self._device, dtype)
-        self._lines_at_once = most or (GPU_BATCH if self._device.startswith("cuda") else CPU_BATCH)
         self._finder = RapidOcrEngine(EngineSettings(threads=settings.threads))
-        self._checkpoint = fetch_checkpoint(preset, model, revision)
-        try:
-            self._processor, self._model = load_checkpoint(
-                self._checkpoint, preset, self._device, self._dtype, settings.threads, unused=UNUSED_WEIGHTS
-            )
-        except BaseException:
-            self._checkpoint.discard()
-            raise
+        loaded = load(
+            preset, settings, model=model, revision=revision, device=device, dtype=dtype, unused=UNUSED_WEIGHTS
+        )
+        self._checkpoint, self._processor, self._model = loaded.checkpoint, loaded.processor, loaded.model
+        self._device, self._dtype = loaded.device, loaded.dtype
+        self._lines_at_once = most or (GPU_BATCH if self._device.startswith("cuda") else CPU_BATCH)
         self.model = self._checkpoint.model
         self.revision: str | None = self._checkpoint.revision
         self.longest_side = preset.longest_side
@@ -171,8 +157,8 @@ class TrOcrEngine:
         endless = sum(not reading.ended for reading in readings)
         if endless:
             message = (
-                f"{endless} of {len(readings)} lines did not come to an end within {self._max_new_tokens} tokens and "
-                "are left out; try --engine-option max_new_tokens=N with a larger N"
+                f"{endless} of {plural(len(readings), 'line')} did not come to an end within {self._max_new_tokens} "
+                "tokens and are left out; try --engine-option max_new_tokens=N with a larger N"
             )
             if endless == len(readings):
                 return PageText(found.width, found.height, error=message, details=details)

@@ -18,10 +18,12 @@ from pydantic import BaseModel, Field, FiniteFloat, ValidationError, ValidatorFu
 
 from worker.contract import Line, Point
 from worker.engines import EngineSettings, PageImage, PageText
+from worker.engines.guards import control_page
 from worker.engines.options import Taker
 from worker.errors import BadRequest
 from worker.layout.text import escape
-from worker.remote import Clock, Deadline, PageRefused, RateLimit, Service, Unavailable, check, request_id
+from worker.remote import Broken, Clock, Deadline, PageRefused, RateLimit, Service, Unavailable, check, request_id
+from worker.wording import plural
 
 if TYPE_CHECKING:
     import httpx
@@ -116,7 +118,6 @@ class UpstageEngine:
             clock=clock or Clock(),
         )
         self._billed = 0
-        self._answered = 0  # requests
         self._counting = threading.Lock()
 
     def read(self, pages: Sequence[PageImage]) -> list[PageText]:
@@ -126,19 +127,14 @@ class UpstageEngine:
     def close(self) -> None:
         if self._billed:
             cost = f", {self._billed * self._price:,.2f} $" if self._price else ""
-            log.info("Upstage has billed %s pages%s", f"{self._billed:,}", cost)
+            log.info("Upstage has billed %s%s", plural(self._billed, "page"), cost)
         self._service.close()
 
     def _read_page(self, page: PageImage) -> PageText:
         details: dict[str, Any] = {"model": self.model} | ({"unit": "word"} if self._by_word else {})
         try:
             data, kind = _encoded(page)
-            before = self._answered
-            response, resent = self._service.ask(
-                partial(self._send, data, kind),
-                self._service.until(),
-                alive=lambda: self._answered > before,  # by others: there is nothing to ask that isn't paid for
-            )
+            response, resent = self._service.ask(partial(self._send, data, kind), self._service.until(), self._control)
             request = request_id(response.headers)
             details |= {"request": request} if request else {}
             details["resent"] = resent
@@ -146,7 +142,7 @@ class UpstageEngine:
                 answer = _Answer.model_validate_json(response.content)
             except ValidationError as error:
                 # Not asked for again: it has been paid for.
-                why = f"{error.error_count()} errors, such as {error.errors()[0]['msg']}"
+                why = f"{plural(error.error_count(), 'error')}, such as {error.errors()[0]['msg']}"
                 raise PageRefused(f"Upstage's answer makes no sense ({why}): {response.text[:100]!r}") from error
         except PageRefused as error:
             return PageText(page.width, page.height, error=self._service.told(error), details=details)
@@ -164,9 +160,17 @@ class UpstageEngine:
                 timeout=self._service.timeouts(until.at),
             )
         )
-        with self._counting:
-            self._answered += 1
+        self._service.hear()
         return response
+
+    def _control(self, until: Deadline) -> None:
+        """Has a page of ours read. It is paid for, as there is nothing to ask that isn't, but only where another page
+        was not read and so is not paid for. Raises: as `_send`, and Broken."""
+        response = self._send(*_encoded(control_page()), until)
+        try:
+            self._count(_Answer.model_validate_json(response.content), {})
+        except ValidationError as error:
+            raise Broken(f"the answer makes no sense: {response.text[:100]!r}") from error
 
     def _count(self, answer: _Answer, details: dict[str, Any]) -> None:
         """What the page has cost, and which model read it."""

@@ -14,23 +14,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from worker.engines import EngineSettings, PageImage, PageText
-from worker.engines.checkpoint import fetch_checkpoint
 from worker.engines.fallback import Fallback
 from worker.engines.guards import TEMPERATURES, repeating_tail
-from worker.engines.loading import (
-    DTYPES,
-    check_transformers,
-    choose_device,
-    choose_dtype,
-    free_memory,
-    load_checkpoint,
-    within_memory,
-)
+from worker.engines.loading import DTYPES, free_memory, load, within_memory
 from worker.engines.options import Taker
 from worker.engines.outputs import PARSERS
 from worker.engines.presets import PRESETS, Preset, Prompt
 from worker.errors import BadRequest
 from worker.versions import versions_of
+from worker.wording import plural
 
 if TYPE_CHECKING:
     import torch
@@ -90,18 +82,17 @@ class VisionEngine:
         fallback = options.text("fallback")
         self._keep_raw = options.flag("raw")
         options.done()
-        check_transformers(preset)
 
         self._clock = clock
         self._call_seconds = share
         self._deadline = min(deadline, share)
         self._parse = PARSERS[self._preset.prompts[self._task].parser]
         self._fallback = Fallback(fallback, settings, writes_markdown=self._task != "spotting")
-        self._device = choose_device(device)
-        self._dtype = choose_dtype(preset, self._device, dtype)
-        self._checkpoint = fetch_checkpoint(preset, model, revision)
+        loaded = load(preset, settings, model=model, revision=revision, device=device, dtype=dtype)
+        self._checkpoint, self._processor, self._model = loaded.checkpoint, loaded.processor, loaded.model
+        self._device, self._dtype = loaded.device, loaded.dtype
         try:
-            self._load(settings.threads, max_pixels)
+            self._prepare(max_pixels)
         except BaseException:
             self._checkpoint.discard()
             raise
@@ -159,9 +150,8 @@ class VisionEngine:
 
     # ---- loading
 
-    def _load(self, threads: int, max_pixels: int) -> None:
+    def _prepare(self, max_pixels: int) -> None:
         preset = self._preset
-        self._processor, self._model = load_checkpoint(self._checkpoint, preset, self._device, self._dtype, threads)
         self._read_alone()
         self._limit_pixels(max_pixels)
         tokenizer = self._processor.tokenizer
@@ -335,13 +325,13 @@ class VisionEngine:
         """Why a page has no text, and what to do."""
         if reading.stop == "length":
             return (
-                f"{self.name} has not come to an end after {reading.tokens} tokens; "
+                f"{self.name} has not come to an end after {plural(reading.tokens, 'token')}; "
                 "try --engine-option max_new_tokens=N with a larger N"
             )
         if reading.stop == "repetition":
             return (
-                f"{self.name} repeats itself, at the last of {reading.retries + 1} attempts after "
-                f"{len(reading.text)} characters; try --engine-option fallback=rapidocr"
+                f"{self.name} repeats itself, at the last of {plural(reading.retries + 1, 'attempt')} after "
+                f"{plural(len(reading.text), 'character')}; try --engine-option fallback=rapidocr"
             )
         if reading.stop == "deadline":
             return (

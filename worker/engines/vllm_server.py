@@ -14,7 +14,7 @@ from worker.beside import Beside, ServerLost
 from worker.engines import EngineSettings
 from worker.engines.openai_server import Answer, OpenAiEngine
 from worker.errors import BadRequest
-from worker.remote import Clock, Deadline, PageRefused, Unavailable
+from worker.remote import Answered, Broken, Clock, Deadline, PageRefused, Unavailable
 from worker.settings import API_KEYS
 
 START_SECONDS = 1200.0  # the weights' download included
@@ -94,6 +94,20 @@ class VllmEngine(OpenAiEngine):
                             raise PageRefused(f"the server dies of the page, which it had alone: {error}") from error
                         raise
                     raise
+
+    def _control(self, until: Deadline) -> None:
+        """Nothing stands between us and this server, and the way to it may be another page's alone: that it answers at
+        all tells enough."""
+        self._models()
+
+    def _alive(self) -> bool:
+        import httpx
+
+        try:
+            self._models()
+        except (httpx.RequestError, Answered, Broken):
+            return False
+        return True
 
     def _settle(self, until: Deadline) -> None:
         broke = self._clock.now()
