@@ -9,8 +9,9 @@ UV_VERSION := 0.13.8
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check -qq install
 LOCKED := $(INSTALL) --require-hashes --only-binary :all: -r requirements/build.txt
 PROJECT := $(INSTALL) --no-index --no-deps --no-build-isolation --editable .
-COMPILE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
+COMPILE_ONE = UV_CUSTOM_COMPILE_COMMAND='make lock' $(BIN)/uv pip compile --quiet --python-version 3.11 \
 	--generate-hashes --no-emit-package pagefleet --strip-extras $(if $(UPGRADE),--upgrade)
+COMPILE = $(COMPILE_ONE) --universal
 
 .DEFAULT_GOAL := help
 .PHONY: help run gpu test image-test lint format schema lock clean
@@ -52,6 +53,7 @@ lock: $(VENV)/.dev ## Write requirements/ anew after a change of pyproject.toml;
 	@$(COMPILE) pyproject.toml --output-file requirements/base.txt
 	@$(COMPILE) --group build --constraint requirements/base.txt --output-file requirements/build.txt
 	@$(COMPILE) pyproject.toml --extra gpu --constraint requirements/base.txt --output-file requirements/gpu.txt
+	@$(COMPILE_ONE) --python-platform x86_64-manylinux_2_28 --group vllm --output-file requirements/vllm.txt
 	@$(COMPILE) pyproject.toml --extra dev --constraint requirements/gpu.txt --constraint requirements/build.txt \
 		--output-file requirements/dev.txt
 	@$(COMPILE) pyproject.toml --extra infra --constraint requirements/dev.txt --output-file requirements/infra.txt

@@ -12,7 +12,7 @@ from infra_pulumi.compute import Compute
 from infra_pulumi.description import StackDescription
 from infra_pulumi.github import GitHub
 from infra_pulumi.identity import Identity
-from infra_pulumi.image import baked_engines, image_tag
+from infra_pulumi.image import baked_engines, has_vllm, image_tag
 from infra_pulumi.job_definitions import JobDefinitions
 from infra_pulumi.logs import Logs
 from infra_pulumi.network import Network
@@ -28,7 +28,9 @@ place = Place.of(settings)
 
 network = Network(place, settings.network)
 storage = Storage(place, settings.storage, protect=settings.protect)
-registry = Registry(place, tag=image_tag(ROOT), engines=baked_engines(ROOT), protect=settings.protect)
+registry = Registry(
+    place, tag=image_tag(ROOT), engines=baked_engines(ROOT), vllm=has_vllm(ROOT), protect=settings.protect
+)
 logs = Logs(place, settings.alerts)
 secret = upstage_secret(place).arn if settings.upstage_secret else None
 identity = Identity(place, storage=storage, registry=registry, logs=logs, secret=secret or settings.upstage_secret_arn)

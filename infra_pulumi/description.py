@@ -51,6 +51,7 @@ class StackDescription(pulumi.ComponentResource):
                 "repository": registry.repository.repository_url,
                 "tag": registry.tag,
                 "engines": dict(registry.engines),
+                "vllm": registry.vllm,
                 "cache": registry.cache.repository_url,
             },
             "queues": {kind: {"name": queue.name, "arn": queue.arn} for kind, queue in compute.queues.items()},

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 # Files and folders, relative to the repository's root: all that worker/Dockerfile copies, and what keeps files from it.
-INPUTS = ("worker", "requirements/base.txt", "requirements/gpu.txt", ".dockerignore")
+INPUTS = ("worker", "requirements/base.txt", "requirements/gpu.txt", "requirements/vllm.txt", ".dockerignore")
 TARGETS = ("cpu", "gpu")  # of worker/Dockerfile; the registry's tags are `<target>-<tag>`
 TAG_LENGTH = 16  # hexadecimal digits: 64 bits
 
@@ -50,6 +50,11 @@ def baked_engines(root: Path) -> dict[str, str]:
         if engine:
             engines[target] = engine
     return engines
+
+
+def has_vllm(root: Path) -> bool:
+    """Whether the GPU image brings vLLM along, as worker/Dockerfile says. Raises: as `baked_engines`."""
+    return bool(re.search(r"^ARG VLLM=with$", (root / "worker/Dockerfile").read_text(), re.MULTILINE))
 
 
 def _tracked(root: Path) -> Iterable[str]:

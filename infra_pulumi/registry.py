@@ -15,6 +15,7 @@ class Registry(pulumi.ComponentResource):
     repository: aws.ecr.Repository
     cache: aws.ecr.Repository
     engines: Mapping[str, str]  # by target: whose weights its image brings along
+    vllm: bool  # whether the GPU image has it
     tag: str  # of the tree: each target of its Dockerfile is `<target>-<tag>`
 
     def __init__(
@@ -23,12 +24,14 @@ class Registry(pulumi.ComponentResource):
         *,
         tag: str,
         engines: Mapping[str, str],
+        vllm: bool,
         protect: bool,
         opts: pulumi.ResourceOptions | None = None,
     ) -> None:
         super().__init__("pagefleet:aws:Registry", f"{place.prefix}-registry", None, opts)
         self.tag = tag
         self.engines = engines
+        self.vllm = vllm
         self.repository = aws.ecr.Repository(
             f"{place.prefix}-worker",
             image_tag_mutability="IMMUTABLE",

@@ -67,13 +67,13 @@ def pack(
     return Packed(report, results, len(left_out), sum(entry.size for entry in left_out))
 
 
-def left_out_note(packed: Packed, run_id: str) -> str:
-    """Empty where everything fitted."""
+def left_out_note(packed: Packed, run: str) -> str:
+    """Empty where everything fitted. `run` is how it is named to a command."""
     if not packed.left_out:
         return ""
     return (
         f"**Not in the artifact: {plural(packed.left_out, 'file')} ({format_bytes(packed.left_out_bytes)})**; "
-        f"its `{LEFT_OUT}` has their URIs. `pagefleet fetch {run_id}` brings everything."
+        f"its `{LEFT_OUT}` has their URIs. `pagefleet fetch {run}` brings everything."
     )
 
 

@@ -36,7 +36,7 @@ from jobs.plan import (
 )
 from jobs.results import RunFolder, open_run
 from jobs.stack import JobDefinition, Stack
-from jobs.wording import plural
+from jobs.wording import plural, run_words
 from worker.contract import Options, Record, RunPaths
 from worker.engines import ENGINES, check_options
 from worker.engines.presets import PRESETS, presets_of
@@ -152,6 +152,11 @@ class BatchRun:
     def id(self) -> str:
         return self.folder.run.id
 
+    @property
+    def words(self) -> str:
+        """The run as it is named to a command."""
+        return run_words(self.id, self.record.stack)
+
     def status(self) -> str | None:
         """Of the last job; None where Batch has forgotten it, as it does some days after a job's end."""
         return job_states(self.aws, [self.record.job.id]).get(self.record.job.id)
@@ -186,7 +191,7 @@ class BatchRun:
             self.record = _find_lost_jobs(self.aws, self.folder, stack, self.record) or self.record
             status = self.status()
             if status not in (None, *ENDED):
-                raise UsageError(f"run {self.id} is live ({status}): follow it with `pagefleet watch {self.id}`")
+                raise UsageError(f"run {self.id} is live ({status}): follow it with `pagefleet watch {self.words}`")
             self.folder.refresh()
             left = self.folder.open_tasks(retry_failed=retry_failed)
             if not left:
@@ -236,24 +241,33 @@ def choose_definition(stack: Stack, engine: str, on: str | None) -> str:
 
 
 def check_weights(stack: Stack, kind: str, request: Request) -> None:
-    """Whether a job will find its model: images hold the weights of one, and download no others from a hub.
+    """Whether a job will find its model, and vLLM where it is to run it: images hold the weights of one model, and
+    download no others from a hub.
 
     Raises: UsageError.
     """
-    if request.engine not in PRESETS:
+    options = request.options.engine_options
+    if request.engine not in PRESETS and (request.engine != "vllm" or "command" in options):
         return
     target = kind.removeprefix("ocr-")
     if target == "cpu":
         raise UsageError(f"{request.engine} runs in the GPU image alone: leave out `--on cpu`")
-    options = request.options.engine_options
+    if request.engine == "vllm" and not stack.image.vllm:
+        raise UsageError(
+            f"the GPU image of stack {stack.stack} has no vLLM: set `ARG VLLM=with` in worker/Dockerfile and deploy, "
+            "name the model's own engine instead, or a server that runs elsewhere with --engine openai"
+        )
+    preset = str(options.get("preset", "")) if request.engine == "vllm" else request.engine
     model = str(options.get("model", ""))
     if os.path.isdir(model) or model.startswith(("/", ".", "~")):
         raise UsageError(f"--model {model} lies on this machine: copy it to s3:// for a run on AWS")
+    if not (preset or model):
+        raise UsageError("engine vllm needs a model: --engine-option preset=NAME, or model=s3://BUCKET/PREFIX/")
     if model.startswith("s3://") or target not in stack.image.engines:
         return
     baked = stack.image.engines[target]
-    if model or "revision" in options or request.engine != baked:
-        wanted = model or request.engine
+    if model or "revision" in options or preset != baked:
+        wanted = model or preset
         raise UsageError(
             f"the GPU image of stack {stack.stack} holds the weights of {baked} as pinned, and jobs download none: for "
             f"{wanted} put the weights into the inputs bucket and give --model s3://{stack.buckets.inputs}/…/, or set "
@@ -328,15 +342,15 @@ def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str)
         if next(iter(storage.list(paths.file("receipts/"))), None):
             raise UsageError(f"{paths.base} holds a run that was not read on AWS Batch: choose another --run-id")
         return
-    states = job_states(aws, jobs)
+    states, words = job_states(aws, jobs), run_words(run_id, stack.stack)
     live = [job for job, status in states.items() if status not in ENDED]
     if live:
         raise UsageError(
-            f"run {run_id} is live: job {live[0]} is {states[live[0]]}. Follow it with `pagefleet watch {run_id}`, "
+            f"run {run_id} is live: job {live[0]} is {states[live[0]]}. Follow it with `pagefleet watch {words}`, "
             "or choose another --run-id"
         )
     raise UsageError(
-        f"run {run_id} exists: go on with `pagefleet resume {run_id}` or `pagefleet fetch {run_id}`, "
+        f"run {run_id} exists: go on with `pagefleet resume {words}` or `pagefleet fetch {words}`, "
         "or choose another --run-id"
     )
 
@@ -460,7 +474,7 @@ def _claimed(storage: Storage, paths: RunPaths, run_id: str) -> Iterator[Callabl
         )
     claim = paths.file(f"claims/{number:04d}.json")
     if not storage.create(claim, json.dumps({"time": datetime.now(UTC).isoformat(), "token": token}).encode()):
-        raise UsageError(f"run {run_id} is being submitted by somebody else: `pagefleet watch {run_id}` in a minute")
+        raise UsageError(f"run {run_id} is being submitted by somebody else: look again in a minute")
 
     def check() -> None:
         if [entry.uri for entry in storage.list(paths.file("claims/"))][-1:] != [claim]:
@@ -574,7 +588,7 @@ def _submit(
             raise JobError(
                 f"it is not known whether AWS Batch has taken the job of run {run_id}: {error}. It lists none "
                 f"{sum(LOOKS):.0f} s later, and nothing was asked for twice. Look again in some minutes, with "
-                f"`pagefleet watch {run_id}`; if there is none then, {again} once more"
+                f"`pagefleet watch {run_words(run_id, stack.stack)}`; if there is none then, {again} once more"
             ) from error
     return JobRecord(
         id=job_id,

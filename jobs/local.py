@@ -17,7 +17,7 @@ from jobs.dataset import DatasetRequest, check_licence, dataset_name, plan_datas
 from jobs.errors import JobError, UsageError
 from jobs.plan import Plan, Sharding, describe_run, find_inputs, make_plan, new_run_id, read_keys_file, write_plan
 from jobs.progress import Progress
-from jobs.results import Document, RunFolder
+from jobs.results import Document, RunFolder, read_results
 from jobs.runner import Runner, RunnerOptions, ShardEnd, last_error
 from jobs.summary import Summary
 from jobs.wording import plural, shown, typed
@@ -27,7 +27,7 @@ from worker.decode import Decoder
 from worker.engines import check_engine, check_options
 from worker.errors import DocumentError
 from worker.scratch import Scratch
-from worker.storage import Storage, file_errors, to_uri, uri_path
+from worker.storage import NotFound, Storage, file_errors, to_uri, uri_path
 from worker.versions import library_versions
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def finish(
 
 
 def write_report_file(folder: RunFolder, summary: Summary) -> str:
-    """Writes `report.html` into the run's folder and returns its URI."""
+    """Writes `report.html` into the run's folder and returns its URI. Reads `results.jsonl`, as `collect` wrote it."""
     from jobs.images import PageImages
     from jobs.report import write_report
 
@@ -176,9 +176,15 @@ def write_report_file(folder: RunFolder, summary: Summary) -> str:
         PageImages(folder.storage, folder.run.options) as images,
     ):
         path = scratch / "report.html"
+        try:
+            results = folder.storage.fetch(folder.paths.file("results.jsonl"), scratch).path
+        except NotFound as error:
+            raise UsageError(
+                f"the run at {shown(folder.uri)} has no results.jsonl to make a report of: `pagefleet collect "
+                f"{typed(folder.uri)}` writes it, where this is no copy fetched with --no-documents"
+            ) from error
         with open(path, "wb") as file:
-            outcomes = lambda: ((document.name, document.outcome) for document in folder.documents())  # noqa: E731
-            write_report(file, summary, outcomes, images, place=typed(folder.uri))
+            write_report(file, summary, lambda: read_results(results), images, place=typed(folder.uri))
         folder.storage.upload(uri, path)
     return uri
 

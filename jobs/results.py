@@ -10,11 +10,13 @@ frame = run.to_pandas()                    # needs pandas
 
 from __future__ import annotations
 
+import json
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
@@ -258,6 +260,18 @@ def open_run(location: str, storage: Storage | None = None) -> RunFolder:
     Raises: UsageError where there is no run.
     """
     return RunFolder(storage or open_storage(), to_uri(location).rstrip("/"))
+
+
+def read_results(path: Path) -> Iterator[tuple[str, Result | Failure | None]]:
+    """(name, outcome) of each line of a run's `results.jsonl`; None for a document without an outcome."""
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            record = json.loads(line)
+            name, status = record.pop("name"), record["status"]
+            if status == "unaccounted":
+                yield name, None
+            else:
+                yield name, (Failure if status == "failed" else Result).model_validate(record)
 
 
 def assemble(tasks: list[Task], outcomes: list[Result | Failure], keep_furniture: bool) -> Result | Failure:

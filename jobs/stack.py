@@ -28,6 +28,7 @@ class Image(_Part):
     repository: str  # <account>.dkr.ecr.<region>.amazonaws.com/<name>
     tag: str  # of the tree; images are tagged <target>-<tag>
     engines: dict[str, str] = {}  # by target: whose weights its image brings along, and no others
+    vllm: bool = False  # whether the GPU image has it
     cache: str = ""  # repository of the build's cache
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from worker.wording import plural as plural
 
+DEFAULT_STACK = "dev"
+
 
 def have(count: int, noun: str) -> str:
     """ "1 document has", "1,200 documents have"."""
@@ -26,3 +28,8 @@ def shown(uri: str) -> str:
 def typed(uri: str) -> str:
     """The same as a word of a command."""
     return shlex.quote(shown(uri))
+
+
+def run_words(run_id: str, stack: str) -> str:
+    """A run on AWS as words of a command: with its stack, unless that is the one taken where none is named."""
+    return run_id if stack == DEFAULT_STACK else f"{run_id} --stack {stack}"

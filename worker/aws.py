@@ -5,8 +5,6 @@ Codes are those of AWS's common errors and of S3, each in the spellings that its
 
 from __future__ import annotations
 
-from worker.wording import plural
-
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
 INVALID = {"InvalidClientTokenId", "UnrecognizedClientException", "InvalidSignatureException", "AuthFailure"}
 INVALID |= {"SignatureDoesNotMatch", "InvalidAccessKeyId", "InvalidToken"}
@@ -42,7 +40,7 @@ def wrong_setup(error: Exception) -> str | None:
 
 
 def throttled(what: str, attempts: int) -> str:
-    return f"AWS throttles {what} past {plural(attempts, 'attempt')}: try again in a minute"
+    return f"AWS throttles {what} past {attempts} attempts: try again in a minute"
 
 
 def unreachable(what: str, error: Exception) -> str:

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 RESTARTS = 5
 STOP_SECONDS = 10.0  # from SIGTERM to SIGKILL
 POLL_SECONDS = 0.5
+DYING_SECONDS = (
+    30.0  # in which a server that answers no more must have gone: vLLM outlives its engine by a second or two
+)
 
 
 class ServerLost(TryAgain):
@@ -64,9 +67,19 @@ class Beside:
             raise ServerLost(self._lost)
 
     def settle(self, seconds: float) -> None:
-        """As `wait`, where a connection to it has just broken: it may take a moment until its death is seen."""
+        """As `wait`, where a connection to it has just broken: it may take a moment until its death is seen. One that
+        neither answers nor goes is stopped."""
+        until = time.monotonic() + seconds
+        gone = time.monotonic() + DYING_SECONDS
+        process = self._process
         self._stopping.wait(POLL_SECONDS)
-        self.wait(seconds)
+        while process and process is self._process and self._lingers(process) and time.monotonic() < until:
+            if time.monotonic() >= gone:
+                log.warning("%s neither answers nor goes: stopped", self._name)
+                self._end(process)
+                break
+            self._stopping.wait(POLL_SECONDS)
+        self.wait(max(0.0, until - time.monotonic()))
 
     def stop(self) -> None:
         """Ends the server, and waits for its end."""
@@ -74,6 +87,10 @@ class Beside:
         if self._process:
             self._end(self._process)
         self._thread.join(2 * STOP_SECONDS)
+
+    def _lingers(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether it was up, and runs, but doesn't answer any more."""
+        return self._up.is_set() and process.poll() is None and not self._ready()
 
     def _has_died(self) -> bool:
         return self._lost is None and self._process is not None and self._process.poll() is not None

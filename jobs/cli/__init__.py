@@ -12,6 +12,7 @@ import click
 from jobs.cli import batch, dataset, image, workflow
 from jobs.cli.bench import bench_command
 from jobs.cli.options import engine_options, note_unchanged
+from jobs.cli.tables import show_table
 from jobs.errors import CliExit, JobError
 from jobs.wording import have, plural, shown, typed
 
@@ -246,17 +247,14 @@ def engines_command() -> None:
     \b
     pagefleet engines
     """
-    from rich.table import Table
-    from rich.text import Text
-
     from worker.engines import ENGINES, missing_modules, missing_programs
 
-    table = Table("engine", "runs on", "licence", "installed", box=None, pad_edge=False)
+    rows = []
     for name, info in ENGINES.items():
         missing = missing_modules(name) + missing_programs(name)
         state = f"no ({', '.join(missing)} missing): {info.install}" if missing else "yes"
-        table.add_row(*map(Text, (name, info.runs_on, info.licence, state)))
-    _console().print(table)
+        rows.append((name, info.runs_on, info.licence, state))
+    show_table(_console(), ("engine", "runs on", "licence", "installed"), rows)
 
 
 # ---- what the commands share
@@ -334,17 +332,8 @@ class _Table:
         )
 
     def show(self, console: Console) -> None:
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(box=None, pad_edge=False)
-        table.add_column("document", overflow="fold")
-        for heading in ("pages", "lines", "confidence", "seconds"):
-            table.add_column(heading, justify="right")
-        table.add_column("outcome", overflow="fold")
-        for row in self._rows:
-            table.add_row(*(Text(cell) for cell in row))
-        console.print(table)
+        figures = ("pages", "lines", "confidence", "seconds")
+        show_table(console, ("document", *figures, "outcome"), self._rows, right=figures)
         if self._count > len(self._rows):
             console.print(f"… and {self._count - len(self._rows):,} more")
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from jobs.errors import CliExit, JobError
-from jobs.wording import have, plural
+from jobs.wording import DEFAULT_STACK, have, plural
 
 if TYPE_CHECKING:
     from jobs.batch import BatchRun
@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 LOCAL_ONLY = {"inputs", "out", "workers", "no_report", "as_json"}
 
 stack_option = click.option(
-    "--stack", default="dev", show_default=True, envvar="PAGEFLEET_STACK", help="A deployed stack.  [$PAGEFLEET_STACK]"
+    "--stack",
+    default=DEFAULT_STACK,
+    show_default=True,
+    envvar="PAGEFLEET_STACK",
+    help="A deployed stack.  [$PAGEFLEET_STACK]",
 )
 region_option = click.option(
     "--region", envvar=["AWS_REGION", "AWS_DEFAULT_REGION"], help="Where it is deployed.  [$AWS_REGION]"
@@ -113,7 +117,7 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
     for name, link in links.items():
         click.echo(f"{name:8} {link}")
     _tell_estimate(estimate)
-    click.echo(f"Follow it with `pagefleet watch {run.id}`, then `pagefleet fetch {run.id}`.")
+    click.echo(f"Follow it with `pagefleet watch {run.words}`, then `pagefleet fetch {run.words}`.")
 
 
 @click.command("watch")
@@ -137,13 +141,15 @@ def watch_command(run: str, **given: Any) -> None:
     """
     from jobs.watch import Watch
 
-    watch = Watch(_open(run, given))
+    found = _open(run, given)
+    watch = Watch(found)
     try:
         snapshot = _watch(watch, given)
     except KeyboardInterrupt:
-        click.echo(f"\nthe run goes on: `pagefleet watch {run}` follows it again, `pagefleet cancel {run}` ends it")
+        words = found.words
+        click.echo(f"\nthe run goes on: `pagefleet watch {words}` follows it again, `pagefleet cancel {words}` ends it")
         sys.exit(CliExit.OK)
-    _end_watch(snapshot, as_json=given["as_json"], once=given["once"])
+    _end_watch(snapshot, found.words, as_json=given["as_json"], once=given["once"])
 
 
 @click.command("fetch")
@@ -175,7 +181,7 @@ def fetch_command(run: str, **given: Any) -> None:
     out = Path(given["out"] or f"runs/{found.id}")
     check_out(found, out)
     if found.status() not in (None, *ENDED):
-        click.echo(f"note: the run is live, this is what there is now; `pagefleet watch {found.id}`", err=True)
+        click.echo(f"note: the run is live, this is what there is now; `pagefleet watch {found.words}`", err=True)
     spent = run_cost(found)
     table = _Table()
     summary = collect(found.folder, table.add, spent.model_dump(exclude_none=True) if spent else None)
@@ -200,7 +206,7 @@ def cancel_command(run: str, **given: Any) -> None:
     """
     found = _open(run, given)
     if not found.cancel():
-        raise JobError(f"run {found.id} is not live: `pagefleet fetch {found.id}` brings what there is")
+        raise JobError(f"run {found.id} is not live: `pagefleet fetch {found.words}` brings what there is")
     click.echo(f"run {found.id} is being ended: its workers finish what they have in hand")
 
 
@@ -237,9 +243,8 @@ def runs_command(**given: Any) -> None:
     """
     from datetime import UTC, datetime
 
-    from rich.table import Table
-
     from jobs.cli import _console, _json
+    from jobs.cli.tables import show_table
     from jobs.runs import list_runs
     from jobs.summary import format_seconds, format_usd
     from worker.storage import open_storage
@@ -260,22 +265,19 @@ def runs_command(**given: Any) -> None:
         ]
         click.echo(_json({"runs": told}))
         return
-    table = Table("run", "state", "age", "engine", "documents", "failed", "missing", "cost", box=None, pad_edge=False)
+    if not rows:
+        click.echo(f"stack {stack.stack} has no runs so far: `pagefleet submit` starts one", err=True)
+        return
+    lines = []
     for row in rows:
         age = format_seconds((datetime.now(UTC) - row.created).total_seconds())
         counts = row.summary.documents if row.summary else None
         cost = row.summary.cost if row.summary else None
-        table.add_row(
-            row.id,
-            row.state,
-            age,
-            row.engine,
-            f"{row.documents:,}",
-            f"{counts.failed:,}" if counts else "",
-            f"{counts.unaccounted:,}" if counts else "",
-            format_usd(cost["usd"]) if cost else "",
-        )
-    _console().print(table)
+        found = (f"{counts.failed:,}", f"{counts.unaccounted:,}") if counts else ("", "")
+        usd = format_usd(cost["usd"]) if cost else ""
+        lines.append((row.id, row.state, age, row.engine, f"{row.documents:,}", *found, usd))
+    heads = ("documents", "failed", "missing", "cost")
+    show_table(_console(), ("run", "state", "age", "engine", *heads), lines, right=heads)
 
 
 @click.command("cost")
@@ -298,9 +300,17 @@ def cost_command(run: str | None, *, idle: bool, as_json: bool, **given: Any) ->
     if idle == bool(run):
         raise click.UsageError("name a RUN, or give --idle")
     if run:
-        spent = run_cost(_open(run, given))
+        found = _open(run, given)
+        spent = run_cost(found)
+        if spent is None and found.status() is None:
+            raise JobError(
+                f"AWS Batch has forgotten the jobs of run {found.id}: what it had cost is in its summary, where it was "
+                f"fetched before, `pagefleet fetch {found.words} --no-documents`"
+            )
         if spent is None:
-            raise JobError(f"AWS Batch tells no attempt of run {run}: none has started, or it has forgotten them")
+            raise JobError(
+                f"run {found.id} has cost nothing so far: no shard has started, `pagefleet watch {found.words}`"
+            )
         if as_json:
             click.echo(_json(spent.model_dump()))
             return
@@ -344,6 +354,10 @@ def doctor_command(**given: Any) -> None:
             click.echo(f"{mark:3} {check.name}: {check.detail}" + ("" if check.ok else f"\n    fix: {check.fix}"))
     if given["as_json"]:
         click.echo(_json({"checks": [vars(check) for check in told]}))
+    if not bad and not given["as_json"]:
+        unknown = sum(check.ok is None for check in told)
+        but = f", but {plural(unknown, 'thing')} could not be looked at" if unknown else ""
+        click.echo(f"no fault of stack {given['stack']} was found{but}")
     if bad:
         raise JobError(f"{plural(bad, 'fault')} of stack {given['stack']}: see the fixes above")
 
@@ -390,7 +404,8 @@ def resume(run: str, *, retry_failed: bool, stack: str, region: str | None, as_j
         links = console_links(found.record) if job else {}
         click.echo(_json({"run": found.id, "uri": found.folder.uri, "job": job.id if job else None, **links}))
     elif job is None:
-        click.echo(f"nothing is left to read of run {found.id}: `pagefleet fetch {found.id}`")
+        again = "" if retry_failed else "; what failed is read again with --retry-failed"
+        click.echo(f"nothing is left to read of run {found.id}: `pagefleet fetch {found.words}`{again}")
     else:
         click.echo(f"run      {found.id}\njob      {job.id}, {plural(job.shards, 'shard')}")
         for name, link in console_links(found.record).items():
@@ -456,7 +471,7 @@ def _watch(watch: Watch, given: dict[str, Any]) -> Snapshot:
         return watch.follow(lambda one: live.update(table(one), refresh=True), given["interval"], wait)
 
 
-def _end_watch(snapshot: Snapshot, *, as_json: bool, once: bool) -> NoReturn:
+def _end_watch(snapshot: Snapshot, words: str, *, as_json: bool, once: bool) -> NoReturn:
     from dataclasses import asdict
 
     from jobs.cli import _fail, _json
@@ -467,20 +482,19 @@ def _end_watch(snapshot: Snapshot, *, as_json: bool, once: bool) -> NoReturn:
     if snapshot.exit_code == CliExit.UNACCOUNTED:
         left = snapshot.tasks - snapshot.ended
         _fail(
-            f"{have(left, 'task')} no outcome: `pagefleet resume {snapshot.run_id}` reads "
-            + ("it" if left == 1 else "them"),
+            f"{have(left, 'task')} no outcome: `pagefleet resume {words}` reads " + ("it" if left == 1 else "them"),
             snapshot.exit_code,
         )
     if snapshot.exit_code == CliExit.SOME_FAILED:
         _fail(
-            f"{plural(snapshot.failed, 'task')} failed: `pagefleet fetch {snapshot.run_id}` tells of each why",
+            f"{plural(snapshot.failed, 'task')} failed: `pagefleet fetch {words}` tells of each why",
             snapshot.exit_code,
         )
     if not snapshot.has_ended and not once:
         _fail(
-            f"run {snapshot.run_id} goes on: `pagefleet watch {snapshot.run_id}` follows it again",
+            f"run {snapshot.run_id} goes on: `pagefleet watch {words}` follows it again",
             CliExit.STILL_RUNNING,
         )
     if snapshot.has_ended and not as_json:
-        click.echo(f"everything has an outcome: `pagefleet fetch {snapshot.run_id}`")
+        click.echo(f"everything has an outcome: `pagefleet fetch {words}`")
     sys.exit(CliExit.OK)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from jobs.cli.options import engine_options
+from jobs.cli.tables import show_table
 from jobs.wording import plural
 
 if TYPE_CHECKING:
@@ -66,18 +67,8 @@ def bench_command(inputs: tuple[str, ...], **given: Any) -> None:
 
 def _show(found: Bench) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column()
-    table.add_column(overflow="fold")
-    for name, value in _rows(found):
-        table.add_row(name, Text(value))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 1000
-    console.print(table)
+    show_table(Console(), ("", ""), _rows(found))
     for note in found.notes:
         click.echo(f"note: {note}", err=True)
 

@@ -152,7 +152,7 @@ def collect_command(run: str, out: Path, limit: int | None, **given: Any) -> Non
         packed = pack(found.folder.storage, found.folder.paths, fetched, out, limit, labelled)
     step.set_outputs(run=found.id, report=str(packed.report), results=str(packed.results))
     summary = (packed.report / "summary.md").read_text(encoding="utf-8")
-    parts = (summary.rstrip(), left_out_note(packed, found.id), _where(step, found, exit_code))
+    parts = (summary.rstrip(), left_out_note(packed, found.words), _where(step, found, exit_code))
     step.add_summary("\n\n".join(filter(None, parts)))
     if exit_code:
         step.annotate("error", f"run {found.id}: {words}")
@@ -189,7 +189,7 @@ def smoke_command(document: Path, truth: Path | None, wait_minutes: str, interva
     snapshot = Watch(found).follow(show_on(_console()), interval, 60 * minutes)
     if not snapshot.has_ended:
         _tell_unfinished(step, snapshot)
-        raise JobError(f"smoke run {run_id} has not ended within {minutes:g} minutes: `pagefleet watch {run_id}`")
+        raise JobError(f"smoke run {run_id} has not ended within {minutes:g} minutes: `pagefleet watch {told['uri']}`")
     found.folder.refresh()
     collect(found.folder)
     read = found.folder.document(document.name)
@@ -380,7 +380,7 @@ def _tell_submitted(told: dict[str, Any]) -> None:
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     goes_on = (
         f"The run goes on whatever becomes of this workflow: [collect]({step.workflow_url('collect')}) with the run id "
-        f"`{told['run']}`, or `pagefleet fetch {told['run']}`, brings its results at any time."
+        f"`{told['run']}`, or `pagefleet fetch {told['uri']}`, brings its results at any time."
         if told["job"]
         else "Nothing was left to read."
     )

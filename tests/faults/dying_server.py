@@ -2,7 +2,9 @@
 
 LIVES is a folder. Each start leaves a file there. What it does in its n-th life is the n-th word of the file `script`:
 `die`: at once; `mute`: it never answers; a number: answers that many pages, and dies at the next; `poison`: dies of a
-page of 13 by 13 pixels, after all others that it waits for have come; `live`: answers all.
+page of 13 by 13 pixels, after all others that it waits for have come; `engine`: so, but as vLLM's server does when its
+engine dies: it tells all whose pages it has in hand, says 503 of its health, and leaves with 0 when they have asked for
+that; `stuck`: as `engine`, but it stays; `live`: answers all.
 """
 
 from __future__ import annotations
@@ -30,31 +32,46 @@ def main(port: int, lives: Path) -> None:
 
 def serve(act: str, life: int, port: int) -> None:
     import base64
+    import itertools
     import threading
     from io import BytesIO
 
     from PIL import Image
 
-    from tests.faults.services import Asked, Reply, faulty_service, stream
+    from tests.faults.services import Asked, Reply, event, faulty_service, json_reply, stream
 
     def answer(number: int, asked: Asked) -> Reply:
-        if act == "poison":
+        if act in ("poison", "engine", "stuck"):
             data = asked.json["messages"][0]["content"][0]["image_url"]["url"].partition(",")[2]
             poisoned = Image.open(BytesIO(base64.b64decode(data))).size == (13, 13)
             if life == 0:
                 together.wait()
         else:
             poisoned = act != "live" and number > int(act)
-        if poisoned:
+        if poisoned and act in ("engine", "stuck"):
+            engine_dead.set()
+        elif poisoned:
             os.kill(os.getpid(), signal.SIGKILL)
             threading.Event().wait()  # a signal may take a moment
-        if act == "poison" and life == 0:
-            threading.Event().wait()  # in hand when the server dies
+        if act in ("poison", "engine", "stuck") and life == 0:
+            engine_dead.wait()  # in hand when the server dies
+        if engine_dead.is_set():
+            dead = {"message": "EngineCore encountered an issue.", "type": "InternalServerError", "code": 500}
+            return Reply([event({"error": dead}), b"data: [DONE]\n\n"], headers={"Content-Type": "text/event-stream"})
         return stream([f"life {life}"])
 
-    together = threading.Barrier(8)
+    def health() -> Reply:
+        if not engine_dead.is_set():
+            return json_reply({"data": [{"id": "tiny"}]})
+        if next(asked_for_health) >= (8 if life == 0 else 1) and act == "engine":  # each that was in hand has asked
+            os._exit(0)
+        return json_reply({}, 503)
 
-    with faulty_service(answer, port=port):
+    together = threading.Barrier(8)
+    engine_dead = threading.Event()
+    asked_for_health = itertools.count()
+
+    with faulty_service(answer, health, port=port):
         signal.pause()
 
 

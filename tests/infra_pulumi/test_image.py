@@ -13,12 +13,19 @@ from pathlib import Path
 
 import pytest
 
-from infra_pulumi.image import INPUTS, TARGETS, baked_engines, image_inputs, image_tag
+from infra_pulumi.image import INPUTS, TARGETS, baked_engines, has_vllm, image_inputs, image_tag
 from tests.conftest import ROOT
 from worker.engines import ENGINES
 
 DOCKERFILE = (ROOT / "worker" / "Dockerfile").read_text(encoding="utf-8")
-INPUT_FILES = ("worker/a.py", "worker/engines/b.py", "requirements/base.txt", "requirements/gpu.txt", ".dockerignore")
+INPUT_FILES = (
+    "worker/a.py",
+    "worker/engines/b.py",
+    "requirements/base.txt",
+    "requirements/gpu.txt",
+    "requirements/vllm.txt",
+    ".dockerignore",
+)
 
 
 @pytest.fixture
@@ -137,7 +144,7 @@ def test_where_git_refuses_there_is_no_tag(tree: Path) -> None:
 
 def test_all_that_is_copied_is_hashed_and_not_ignored() -> None:
     sources = {source for _, names, _ in _copies(DOCKERFILE) for source in names}
-    assert {"worker", "requirements/base.txt", "requirements/gpu.txt"} <= sources
+    assert {"worker", "requirements/base.txt", "requirements/gpu.txt", "requirements/vllm.txt"} <= sources
     patterns = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
     assert patterns[0] == "*"  # all is kept out but what is named
     let_in = [pattern[1:] for pattern in patterns if pattern.startswith("!")]
@@ -170,6 +177,33 @@ def test_weights_are_fetched_with_no_more_code_than_is_copied_for_it(tmp_path: P
         bake, cwd="/", env={**os.environ, "PYTHONPATH": str(tmp_path)}, capture_output=True, text=True
     )
     assert (baked.returncode, baked.stdout, baked.stderr) == (0, "none: no weights to fetch\n", "")
+
+
+@pytest.mark.parametrize("choice", ["with", "without"])
+def test_the_gpu_image_has_vllm_where_the_dockerfile_says_so(choice: str, tmp_path: Path) -> None:
+    stages = {name: base for base, name in re.findall(r"^FROM (\S+) AS (\S+)$", DOCKERFILE, re.M)}
+    assert {"gpu-without-vllm", "gpu-with-vllm"} <= stages.keys()
+    assert stages["gpu-weights"] == "gpu-${VLLM}-vllm"
+    assert not has_vllm(ROOT)  # nobody pulls it who has not asked for it
+    chosen, lines = re.subn(r"^ARG VLLM=without$", f"ARG VLLM={choice}", DOCKERFILE, flags=re.M)
+    assert lines == 1
+    assert chosen.index(f"ARG VLLM={choice}\n") < chosen.index("\nFROM ")  # elsewhere no FROM would know of it
+    _write(tmp_path / "worker/Dockerfile", chosen.encode())
+    assert has_vllm(tmp_path) == (choice == "with")
+
+
+def test_vllm_runs_on_the_torch_that_the_image_has_anyway() -> None:
+    """Otherwise it would bring another one along, with a CUDA of its own."""
+    ours, its = _locked("gpu"), _locked("vllm")
+    shared = {name for name in ours if name.startswith(("torch", "triton", "nvidia-"))}
+    assert {"torch", "torchvision", "triton", "nvidia-cublas", "nvidia-cudnn-cu13"} <= shared
+    assert {name: ours[name] for name in shared} == {name: its.get(name) for name in shared}
+
+
+def _locked(name: str) -> dict[str, str]:
+    """Versions by package of a lock."""
+    lock = (ROOT / f"requirements/{name}.txt").read_text(encoding="utf-8")
+    return dict(re.findall(r"^([a-z0-9][\w.-]*)==([^\s;]+)", lock, re.M))
 
 
 def _copies(text: str) -> Iterator[tuple[list[str], list[str], str]]:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from infra_pulumi.image import baked_engines, image_tag
+from infra_pulumi.image import baked_engines, has_vllm, image_tag
 from infra_pulumi.instances import GPU_INSTANCES
 from jobs.runner import RULES
 from tests.infra_pulumi.conftest import ACCOUNT, GITHUB, ROOT, SECRET, Declared, Deploy, Deployment
@@ -247,6 +247,7 @@ def test_jobs_run_the_image_of_this_tree(deployment: Deployment) -> None:
         # The git revision that results name is baked into the image.
         assert {one["name"] for one in properties["environment"]} == {"AWS_REGION", "AWS_DEFAULT_REGION"}
     assert deployment.description["image"]["engines"] == baked_engines(ROOT)
+    assert deployment.description["image"]["vllm"] is has_vllm(ROOT)
 
 
 def test_gpu_jobs_fit_every_machine_that_batch_may_choose(deployment: Deployment) -> None:

@@ -189,6 +189,33 @@ def test_weights_for_a_run_on_aws_come_with_the_image_or_from_s3(deployed: Deplo
     assert run["options"]["engine_options"] == {"model": "s3://inputs/models/mine/"}
 
 
+def test_a_run_with_vllm_needs_an_image_that_has_it(deployed: Deployed, tmp_path: Path) -> None:
+    deployed.upload(tmp_path, {"a.png": "read"})
+
+    def submit(*options: str) -> Result:
+        return pagefleet(*("submit", "a.png", "--engine", "vllm", "--dry-run"), *options)
+
+    baked = ("--engine-option", "preset=paddleocr-vl")
+    refused = submit(*baked)
+    assert refused.exit_code == 2
+    assert "GPU image of stack dev has no vLLM: set `ARG VLLM=with` in worker/Dockerfile and deploy" in refused.stderr
+    assert submit("--engine-option", "command=serve {port}", "--engine-option", "model=a").exit_code == 0
+    deployed.description["image"]["vllm"] = True
+    deployed.publish()
+    assert submit(*baked).exit_code == 0
+    assert submit(*baked, "--engine-option", "model=s3://inputs/models/mine/").exit_code == 0
+    for wrong, says in (
+        ((), "engine vllm needs a model: --engine-option preset=NAME"),
+        (("--engine-option", "preset=lighton"), "holds the weights of paddleocr-vl as pinned, and jobs download none"),
+        ((*baked, "--engine-option", "model=PaddlePaddle/PaddleOCR-VL"), "for PaddlePaddle/PaddleOCR-VL put the"),
+        ((*baked, "--engine-option", f"model={tmp_path}"), "lies on this machine: copy it to s3://"),
+        ((*baked, "--on", "cpu"), "leave out `--on cpu`"),
+    ):
+        refused = submit(*wrong)
+        assert refused.exit_code == 2
+        assert says in refused.stderr
+
+
 def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:
     deployed.upload(tmp_path, {"a.png": "read"})
     first = ("submit", "a.png", "--run-id", "once", *COLOUR)
@@ -363,6 +390,27 @@ def test_an_emulator_that_ends_jobs_at_once_will_do(
     assert pagefleet("watch", "quick").exit_code == 0
     assert pagefleet("fetch", "quick", "--no-report").exit_code == 0
     assert pagefleet("logs", "quick").exit_code == 0
+
+
+def test_what_to_do_next_names_the_stack_where_it_is_not_the_usual_one(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deployed.description["stack"] = "prod"
+    value = json.dumps(deployed.description)
+    deployed.client("ssm").put_parameter(Name="/pagefleet/prod", Value=value, Type="String")
+    monkeypatch.setenv("PAGEFLEET_STACK", "prod")
+    assert "stack prod has no runs so far: `pagefleet submit` starts one" in pagefleet("runs").stderr
+    submitted = pagefleet("submit", "a.png", "--run-id", "one", *COLOUR).stdout
+    assert "`pagefleet watch one --stack prod`, then `pagefleet fetch one --stack prod`" in submitted
+    assert "`pagefleet watch one --stack prod`" in pagefleet("submit", "a.png", "--run-id", "one", *COLOUR).stderr
+    assert "`pagefleet watch one --stack prod`" in pagefleet("resume", "one").stderr
+    assert "`pagefleet watch one --stack prod`" in pagefleet("watch", "one", "--wait-minutes", "0").stderr
+    nothing = pagefleet("cost", "one")
+    assert nothing.exit_code == 1
+    assert "run one has cost nothing so far: no shard has started" in nothing.stderr
+    deployed.jobs.tell(deployed.job("one"), "FAILED", {})
+    assert "`pagefleet fetch one --stack prod` brings" in pagefleet("cancel", "one").stderr
+    assert "`pagefleet resume one --stack prod` reads it" in pagefleet("watch", "one").stderr
 
 
 @pytest.mark.parametrize("when", ["before its claim", "between its claim and its job"])
@@ -651,7 +699,7 @@ def test_a_forgotten_job_is_no_obstacle(deployed: Deployed, tmp_path: Path, monk
     assert pagefleet("watch", "old").exit_code == 0
     assert pagefleet("fetch", "old", "--no-report").exit_code == 0
     assert json.loads((tmp_path / "runs/old/summary.json").read_text())["cost"] == known
-    assert "it has forgotten them" in pagefleet("cost", "old").stderr
+    assert "AWS Batch has forgotten the jobs of run old: what it had cost" in pagefleet("cost", "old").stderr
     assert json.loads(pagefleet("runs", "--json").stdout)["runs"][0]["state"] == "collected"
 
 

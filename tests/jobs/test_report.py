@@ -12,15 +12,20 @@ import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from html.parser import HTMLParser
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.errors import UsageError
+from jobs.local import finish, write_report_file
 from jobs.report import Limits, thumbnail, write_report
+from jobs.results import RunFolder
 from jobs.summary import Summary, Tally, format_bytes, format_seconds
-from worker.contract import Counts, Failure, FailureCode, Line, Meta, Options, Page, Result, Role, Run
+from worker.contract import Counts, Failure, FailureCode, Line, Meta, Options, Page, Result, Role, Run, RunPaths, Task
+from worker.storage import LocalStorage, path_uri
 
 START = datetime(2026, 11, 21, 15, 30, tzinfo=UTC)
 PICTURE = thumbnail(np.full((90, 60, 3), 240, np.uint8))
@@ -130,6 +135,40 @@ def make(
     out = io.BytesIO()
     write_report(out, summarise(outcomes, **changes), lambda: iter(outcomes), images, limits, place="out/one")
     return Report(out.getvalue())
+
+
+def test_each_outcome_is_read_once_by_collect_and_not_by_the_report(tmp_path: Path) -> None:
+    paths = RunPaths(path_uri(tmp_path / "out"))
+    storage = LocalStorage()
+    outcomes: list[Named] = [("a", result("a", page(1, 0.9))), ("b", failure("b")), ("c", None)]
+    tasks = [Task(uri=f"file:///{name}", name=name) for name, _ in outcomes]
+    storage.write(paths.run, run(counts=Counts(documents=3, tasks=3, shards=1)).to_json().encode())
+    storage.write(paths.shard(0), "".join(task.to_json() + "\n" for task in tasks).encode())
+    for task, (_, outcome) in zip(tasks, outcomes, strict=True):
+        if outcome:
+            place = paths.failure(task) if isinstance(outcome, Failure) else paths.result(task)
+            storage.write(place, outcome.to_json().encode())
+
+    class Counting:
+        asked: ClassVar[list[str]] = []
+
+        def read(self, uri: str) -> bytes:
+            self.asked.append(uri.removeprefix(paths.base))
+            return storage.read(uri)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(storage, name)
+
+    folder = RunFolder(Counting(), paths.base)  # type: ignore[arg-type]
+    summary = finish(folder, report=True)
+    read = [uri for uri in Counting.asked if uri.startswith(("/documents/", "/failures/"))]
+    assert sorted(read) == ["/documents/a.json", "/documents/b.json", "/failures/b.json"]  # b: is there a result?
+    report = Report((tmp_path / "out/report.html").read_bytes())
+    assert [(row["n"], row["s"]) for row in report.rows] == [("a", "ok"), ("b", "failed"), ("c", "unaccounted")]
+    assert report.shown_pages == {"a": [1]}
+    (tmp_path / "out/results.jsonl").unlink()
+    with pytest.raises(UsageError, match=r"has no results\.jsonl"):
+        write_report_file(folder, summary)
 
 
 def test_one_file_that_asks_the_network_for_nothing() -> None:

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import PATIENCE, ends
+from tests.conftest import PATIENCE, ROOT, ends
 from tests.faults.services import SetClock
 from worker.beside import Beside, ServerLost
 from worker.contract import ExitCode, Options, Result
 from worker.engines import EngineSettings, PageImage
+from worker.engines.presets import PRESETS
 from worker.engines.vllm_server import VllmEngine, _Lane
 from worker.errors import BadRequest, TryAgain
 from worker.remote import Clock
@@ -76,9 +77,14 @@ def test_it_is_started_again_five_times_at_most(lives: Lives) -> None:
     assert started(folder) == 6
 
 
-def test_a_page_that_kills_each_server_costs_that_page(lives: Lives) -> None:
+@pytest.mark.parametrize("death", ["poison", "engine", "stuck"])
+def test_a_page_that_kills_each_server_costs_that_page(
+    death: str, lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither the run nor the pages that the server had in hand beside it: who was there is asked again alone."""
-    folder = lives("poison")
+    if death == "stuck":
+        monkeypatch.setattr("worker.beside.DYING_SECONDS", 0.0)
+    folder = lives(death)
     engine = VllmEngine(EngineSettings(1, options=options(folder, attempts="2")))
     pages = [PageImage(number, np.full((40, 60, 3), 7 * number, np.uint8)) for number in range(8)]
     pages[3] = PageImage(3, np.zeros((13, 13, 3), np.uint8))  # what the server dies of
@@ -205,21 +211,54 @@ def test_wrong_options_are_refused(options: dict[str, str], says: str, monkeypat
         VllmEngine(EngineSettings(1, options=options))
 
 
-def test_vllm_is_started_with_the_preset_s_pinned_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program of that name notes its arguments, and leaves."""
+@pytest.fixture
+def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of that name that notes its arguments, its environment and the model's files, and leaves."""
     program = tmp_path / "vllm"
-    program.write_text('#!/bin/sh\necho "$@" >> "$0.args"; env >> "$0.env"; exit 127\n')
+    program.write_text('#!/bin/sh\necho "$@" >> "$0.args"; env >> "$0.env"; LC_ALL=C ls "$2" >> "$0.files"; exit 127\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    return program
+
+
+def told(program: Path, what: str) -> list[str]:
+    return program.with_suffix(f".{what}").read_text().splitlines()
+
+
+def test_vllm_is_started_with_the_preset_s_pinned_weights(vllm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
     asked = {"preset": "hunyuan", "port": "8123", "server_args": "--max-model-len 32768"}
     with pytest.raises(ServerLost):
         VllmEngine(EngineSettings(1, options=asked))
-    assert (tmp_path / "vllm.args").read_text().splitlines()[0] == (
+    assert told(vllm, "args")[0] == (
         "serve tencent/HunyuanOCR --revision 449e7d471a8a1ef5bd5d652e4881183d7252cbc7 --served-model-name "
-        "tencent/HunyuanOCR --host 127.0.0.1 --port 8123 --max-model-len 32768"
+        "tencent/HunyuanOCR --host 127.0.0.1 --port 8123 --max-model-len auto --max-model-len 32768"
     )
-    assert "sk-secret" not in (tmp_path / "vllm.env").read_text()
+    assert "sk-secret" not in "".join(told(vllm, "env"))
+
+
+@pytest.mark.parametrize("preset", [name for name, preset in PRESETS.items() if preset.chat_template])
+def test_no_model_is_run_in_a_precision_in_which_it_writes_nonsense(preset: str, vllm: Path) -> None:
+    """Which vLLM would choose by itself on a card without bfloat16."""
+    with pytest.raises(ServerLost):
+        VllmEngine(EngineSettings(1, options={"preset": preset}))
+    asked = "--dtype bfloat16" in told(vllm, "args")[0]
+    assert asked == (PRESETS[preset].without_bf16 != "float16")
+
+
+def test_vllm_serves_weights_from_s3(vllm: Path, s3: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    files = sorted(path for path in (ROOT / "tests/assets/tiny-hunyuan").iterdir())
+    for path in files:
+        s3.upload_file(str(path), "inputs", f"models/mine/{path.name}")
+    with pytest.raises(ServerLost):
+        VllmEngine(EngineSettings(1, options={"preset": "hunyuan", "model": "s3://inputs/models/mine/"}))
+    words = told(vllm, "args")[0].split()
+    assert Path(words[1]).parent == tmp_path / "scratch"
+    assert words[2:4] == ["--served-model-name", "s3://inputs/models/mine/"]
+    assert told(vllm, "files") == [path.name for path in files]
+    assert not list((tmp_path / "scratch").iterdir())  # no copy stays behind
 
 
 def test_the_worker_reads_on_when_its_server_dies(make_run: Any, lives: Lives) -> None:

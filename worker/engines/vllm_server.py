@@ -9,10 +9,13 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from worker.beside import Beside, ServerLost
 from worker.engines import EngineSettings
+from worker.engines.checkpoint import Checkpoint, fetch_checkpoint
 from worker.engines.openai_server import Answer, OpenAiEngine
+from worker.engines.presets import Preset
 from worker.errors import BadRequest
 from worker.remote import Answered, Broken, Clock, Deadline, PageRefused, Unavailable
 from worker.settings import API_KEYS
@@ -23,9 +26,10 @@ START_SECONDS = 1200.0  # the weights' download included
 class VllmEngine(OpenAiEngine):
     """Reads pages with a vision model that vLLM serves.
 
-    Options: those of `openai` but `base_url`; `model`: a folder or name, instead of the preset's pinned weights;
-    `port`; `start`: seconds that the server may take to come up; `server_args`: more arguments of `vllm serve`, or
-    `command`: a whole command of another server, in which {model}, {revision} and {port} are filled in.
+    Options: those of `openai` but `base_url`; `model`: a folder, `s3://BUCKET/PREFIX/` or name, instead of the preset's
+    pinned weights; `port`; `start`: seconds that the server may take to come up; `server_args`: more arguments of `vllm
+    serve`, or `command`: a whole command of another server, in which {model}, {name}, {revision} and {port} are filled
+    in: {name} is what is asked for, {model} where its files are.
     """
 
     name = "vllm"
@@ -41,15 +45,23 @@ class VllmEngine(OpenAiEngine):
         more = taker.text("server_args") or ""
         taker.done()
         self.model = weights or self._preset.hub_id
-        self.revision = None if weights else self._preset.revision
         if not self.model:
             raise BadRequest("engine vllm needs a model: --engine-option preset=NAME, or model=FOLDER")
-        command = _command(own, more, self.model, self.revision, port)
+        self.revision = None if weights else self._preset.revision
+        command = shlex.split(own) if own else [*_serve(self._preset, pinned=not weights), *shlex.split(more)]
+        self._downloaded = self._from_s3() if self.model.startswith("s3://") else None
+        values = {
+            "{model}": str(self._downloaded.folder) if self._downloaded else self.model,
+            "{name}": self.model,
+            "{revision}": self.revision or "main",
+            "{port}": str(port),
+        }
         self.base_url = f"http://127.0.0.1:{port}/v1"
         self._connect(self.base_url, None)
         self._lane = _Lane()
         self._suspect = threading.local()  # the page that this thread has had in hand when the connection broke
         environment = {name: value for name, value in os.environ.items() if name not in API_KEYS}
+        command = [_filled(word, values) for word in command]
         self._server = Beside(command, self._alive, start_seconds=start_seconds, environment=environment)
         try:
             self._server.wait(start_seconds)
@@ -59,7 +71,19 @@ class VllmEngine(OpenAiEngine):
 
     def close(self) -> None:
         self._server.stop()
+        self.discard()
         super().close()
+
+    def discard(self) -> None:
+        if self._downloaded:
+            self._downloaded.discard()
+
+    def _from_s3(self) -> Checkpoint:
+        if not find_spec("safetensors"):
+            raise BadRequest("engine vllm looks into weights from s3:// with safetensors: `make gpu` in the checkout")
+        checkpoint = fetch_checkpoint(self._preset, self.model)
+        self.revision = checkpoint.revision
+        return checkpoint
 
     def _complete(self, image: str, temperature: float, until: Deadline) -> Answer:
         """As of any server; but the time in which it is started again is not the page's, and a page that it may have
@@ -85,7 +109,9 @@ class VllmEngine(OpenAiEngine):
                         raise
                     unheard = True  # it had died before
                     self._settle(until)
-                except (httpx.NetworkError, httpx.RemoteProtocolError) as error:
+                except (httpx.NetworkError, httpx.RemoteProtocolError, Broken, Answered) as error:
+                    if isinstance(error, Broken | Answered) and not self._has_lost(error):
+                        raise
                     self._suspect.image = image
                     try:
                         self._settle(until)  # before the next page's turn
@@ -97,8 +123,11 @@ class VllmEngine(OpenAiEngine):
 
     def _control(self, until: Deadline) -> None:
         """Nothing stands between us and this server, and the way to it may be another page's alone: that it answers at
-        all tells enough."""
-        self._models()
+        all tells enough. It may just have died of that other page."""
+        while not self._alive():
+            self._server.settle(self._left(until))
+            if not self._left(until):
+                raise ServerLost(f"{self._service.name} was away for all of a page's time")
 
     def _alive(self) -> bool:
         import httpx
@@ -108,6 +137,10 @@ class VllmEngine(OpenAiEngine):
         except (httpx.RequestError, Answered, Broken):
             return False
         return True
+
+    def _has_lost(self, error: Broken | Answered) -> bool:
+        """Whether the answer tells that the server goes: vLLM's tells all that it has in hand when its engine dies."""
+        return (isinstance(error, Broken) or error.status >= 500) and not self._alive()
 
     def _settle(self, until: Deadline) -> None:
         broke = self._clock.now()
@@ -149,18 +182,22 @@ class _Lane:
                 self._changed.notify_all()
 
 
-def _command(own: str | None, more: str, model: str, revision: str | None, port: int) -> list[str]:
-    if own:
-        values = {"{model}": model, "{revision}": revision or "main", "{port}": str(port)}
-        return [_filled(word, values) for word in shlex.split(own)]
+def _serve(preset: Preset, *, pinned: bool) -> list[str]:
+    """The command of vLLM's server, to be filled in. Offline it finds a name's pinned weights where the image has them.
+
+    Raises: BadRequest where there is no vLLM.
+    """
     if not shutil.which("vllm"):
         raise BadRequest(
-            "engine vllm: there is no program vllm here; it is part of the GPU image, or `pip install vllm` on a "
-            "machine with a GPU. A server that runs elsewhere is reached with --engine openai"
+            "engine vllm: there is no program vllm here; a GPU image has it if it is built with it (docs/image.md), a "
+            "machine with a GPU after `pip install vllm`. A server that runs elsewhere is reached with --engine openai"
         )
-    pinned = ["--revision", revision] if revision else []
-    served = ["--served-model-name", model, "--host", "127.0.0.1", "--port", str(port)]
-    return ["vllm", "serve", model, *pinned, *served, *shlex.split(more)]
+    revision = ["--revision", "{revision}"] if pinned else []
+    # vLLM would take float16 on a card without bfloat16, in which these write nonsense: better that it refuses.
+    dtype = [] if preset.without_bf16 == "float16" else ["--dtype", "bfloat16"]
+    served = ["--served-model-name", "{name}", "--host", "127.0.0.1", "--port", "{port}"]
+    # The longest text that the card has memory for, where that is less than the model's own limit.
+    return ["vllm", "serve", "{model}", *revision, *served, *dtype, "--max-model-len", "auto"]
 
 
 def _filled(word: str, values: dict[str, str]) -> str:
