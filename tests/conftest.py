@@ -24,13 +24,15 @@ from worker.storage import LocalStorage, path_uri
 
 ROOT = Path(__file__).parent.parent
 PATIENCE = 300.0  # seconds: only what hangs takes longer, on however slow and busy a machine
-# What this machine tells programs of AWS, of GitHub and of its terminal is not for those that are tested.
-for name in list(os.environ):
-    if name.startswith(("AWS_", "GITHUB_", "PAGEFLEET_", "TTY_")) or name in (
-        *("COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "OPENAI_API_KEY", "UPSTAGE_API_KEY"),
-    ):
-        del os.environ[name]
-os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"  # to which no proxy has a way
+
+
+def pytest_configure() -> None:
+    """What this machine tells programs of AWS, of GitHub and of its terminal is not for those that are tested."""
+    others = {"COLUMNS", "FORCE_COLOR", "LINES", "NO_COLOR", "OPENAI_API_KEY", "UPSTAGE_API_KEY"}
+    for name in list(os.environ):
+        if name.startswith(("AWS_", "GITHUB_", "PAGEFLEET_", "TTY_")) or name in others:
+            del os.environ[name]
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "127.0.0.1"  # to which no proxy has a way
 
 
 def draw(path: Path, action: str = "read", size: tuple[int, int] = (120, 80)) -> Path:
@@ -133,6 +135,7 @@ def ended(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
         out, err = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired as error:
         process.kill()
+        process.wait()
         said = b"".join(text for text in (error.stdout, error.stderr) if text).decode(errors="replace")
         pytest.fail(f"{process.args} does not end within {PATIENCE:.0f} s; it has said:\n{said}")
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)

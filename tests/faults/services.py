@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -137,6 +138,14 @@ def faulty_service(script: Script, models: Callable[[], Reply] | None = None, po
             yield service
         finally:
             release.set()
+
+
+@contextmanager
+def nobody() -> Iterator[FaultyService]:
+    """An address where nobody listens, nor anybody else can."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        yield FaultyService(f"http://127.0.0.1:{held.getsockname()[1]}/v1")
 
 
 def json_reply(value: Any, status: int = 200, **headers: str) -> Reply:

@@ -10,7 +10,7 @@ import pytest
 
 from jobs.runner import RULES, Runner, RunnerOptions, share_cpus
 from tests.conftest import RunOnDisk, wait_for, worker_environment
-from tests.faults.services import Reply, faulty_service
+from tests.faults.services import nobody
 from worker.contract import ExitCode, Options, Receipt
 from worker.receipts import ProgressNews
 
@@ -83,12 +83,11 @@ def test_why_an_attempt_is_not_the_last_is_told_at_once(make_run: MakeRun) -> No
 
 
 def test_that_a_server_is_waited_for_is_told_again_and_again(make_run: MakeRun) -> None:
-    with faulty_service(lambda *_: Reply()) as service:
-        pass
-    options = Options(engine_options={"base_url": service.url, "ready": "70"})
-    run = make_run({"a.png": "read"}, engine="tests.faults.services:SwiftOpenAi", options=options)
     heard = Heard()
-    runner(run, heard, attempts=1).run([0])
+    with nobody() as service:
+        options = Options(engine_options={"base_url": service.url, "ready": "70"})
+        run = make_run({"a.png": "read"}, engine="tests.faults.services:SwiftOpenAi", options=options)
+        runner(run, heard, attempts=1).run([0])
     away = f"the server at {service.url} ([Errno 111] Connection refused)"
     assert heard.log == [
         f"shard 0: waiting for {away}, for {seconds} s by now and up to 70 s; --engine-option ready=SECONDS"

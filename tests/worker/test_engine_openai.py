@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import re
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +24,7 @@ from tests.faults.services import (
     event,
     faulty_service,
     json_reply,
+    nobody,
     read_at,
     stream,
 )
@@ -262,11 +262,9 @@ def test_a_server_that_dies_half_way_is_no_document_s_fault() -> None:
 
 def test_nobody_there(caplog: pytest.LogCaptureFixture) -> None:
     clock = SetClock()
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # so that nobody else listens there
-        service = FaultyService(f"http://127.0.0.1:{nobody.getsockname()[1]}/v1")
-        with pytest.raises(TryAgain, match=r"is not ready after 120 s: .*is it running, and is that its address\?"):
-            engine(service, clock)
+    says = r"is not ready after 120 s: .*is it running, and is that its address\?"
+    with nobody() as service, pytest.raises(TryAgain, match=says):
+        engine(service, clock)
     assert clock.time >= 1119
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert [re.sub(r".*, for (\d+ s) by now and up to 120 s;.*", r"\1", line) for line in told] == [

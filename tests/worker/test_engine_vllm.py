@@ -215,7 +215,7 @@ def test_wrong_options_are_refused(options: dict[str, str], says: str, monkeypat
 def vllm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program of that name that notes its arguments, its environment and the model's files, and leaves."""
     program = tmp_path / "vllm"
-    program.write_text('#!/bin/sh\necho "$@" >> "$0.args"; env >> "$0.env"; ls "$2" >> "$0.files"; exit 127\n')
+    program.write_text('#!/bin/sh\necho "$@" >> "$0.args"; env >> "$0.env"; LC_ALL=C ls "$2" >> "$0.files"; exit 127\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     return program
