@@ -185,6 +185,13 @@ def slow_restarts(monkeypatch: pytest.MonkeyPatch, seconds: float) -> SetClock:
     return clock
 
 
+@pytest.mark.parametrize(("preset", "most"), [("hunyuan", 1), ("hunyuan-1.0", 1), ("paddleocr-vl", 4)])
+def test_pages_that_vllm_would_mix_are_asked_one_at_a_time(preset: str, most: int, lives: Lives) -> None:
+    engine = VllmEngine(EngineSettings(1, options=options(lives("live"), preset=preset, concurrency="4")))
+    engine.close()
+    assert engine.concurrency == most
+
+
 def test_a_server_that_never_answers_is_given_up(lives: Lives) -> None:
     folder = lives("mute")
     with pytest.raises(ServerLost, match="does not answer within 1 s"):

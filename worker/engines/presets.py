@@ -56,6 +56,7 @@ class Preset:
     processor: str = "AutoProcessor"  # class of transformers, where the weights' own files name it otherwise
     renamed: Mapping[str, str] = field(default_factory=dict)  # patterns of the weights' names, and what the class says
     needs_torchvision: bool = False  # its processor does, for videos
+    alone_with_vllm: bool = False  # vLLM 0.32 reads its pages wrongly where it is asked for several at a time
     max_aspect: float = 200.0  # the processors that resize by area refuse what is longer
 
     def prompt_id(self, task: str) -> str:
@@ -188,6 +189,7 @@ _HUNYUAN_OCR = Preset(
     max_new_tokens=16_384,
     generation={"repetition_penalty": 1.08},
     system="",
+    alone_with_vllm=True,  # Tencent-Hunyuan/HunyuanOCR#60, too
 )
 
 _PADDLEOCR_VL = Preset(

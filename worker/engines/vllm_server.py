@@ -44,6 +44,8 @@ class VllmEngine(OpenAiEngine):
         start_seconds = taker.number("start", START_SECONDS)
         more = taker.text("server_args") or ""
         taker.done()
+        if self._preset.alone_with_vllm:
+            self.concurrency = 1
         self.model = weights or self._preset.hub_id
         if not self.model:
             raise BadRequest("engine vllm needs a model: --engine-option preset=NAME, or model=FOLDER")
