@@ -84,6 +84,12 @@ class Batched(Colour):
     concurrency = 2
 
 
+class Parallel(Colour):
+    """Reads a page while it hangs on another."""
+
+    concurrency = 2
+
+
 class TooFew(Colour):
     def read(self, pages: Sequence[PageImage]) -> list[PageText]:
         return []

@@ -139,7 +139,7 @@ def test_a_document_that_was_only_near_a_crash_is_read(make_run: MakeRun, tmp_pa
 
 
 def test_an_engine_that_hangs_costs_that_document(make_run: MakeRun) -> None:
-    run = make_run({"a.png": "read", "b.png": "hang", "c.png": "read"}, options=Options(engine_timeout=0.5))
+    run = make_run({"a.png": "read", "b.png": "hang", "c.png": "read"}, options=Options(engine_timeout=1.5))
     assert run.work(attempt=1).returncode == ExitCode.CRASHED
     assert run.work(attempt=2).returncode == ExitCode.OK
     assert run.outcomes() == {"a.png": "ok", "b.png": "timeout", "c.png": "ok"}
@@ -195,7 +195,8 @@ def test_sigterm_drains(make_run: MakeRun) -> None:
 
 def test_sigterm_gives_up_what_does_not_end_in_time(make_run: MakeRun, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    run = make_run({"a.png": "read", "b.png": "hang"}, options=Options(engine_options={"log": str(log)}))
+    options = Options(engine_options={"log": str(log)})
+    run = make_run({"a.png": "read", "b.png": "hang"}, options=options, engine="tests.faults.engines:Parallel")
     process = run.start(PAGEFLEET_DRAIN_SECONDS="0.3")
     wait_for(lambda: results(run) == 1 and "hang" in log.read_text(), run.outcomes, process)
     process.terminate()
@@ -217,7 +218,7 @@ def test_sigterm_gives_up_what_does_not_end_in_time(make_run: MakeRun, tmp_path:
 def test_an_engine_is_let_go_however_the_worker_ends(
     make_run: MakeRun, tmp_path: Path, action: str, code: ExitCode, parting: str
 ) -> None:
-    seconds = 0.5 if action == "hang" else PATIENCE
+    seconds = 1.5 if action == "hang" else PATIENCE
     options = Options(engine_options={"parting": str(tmp_path / "parting")}, engine_timeout=seconds)
     run = make_run({"a.png": action}, options=options, engine="tests.faults.engines:Parting")
     done = run.work()
@@ -308,7 +309,7 @@ def test_a_partial_result_is_better_than_a_retry_that_fails(make_run: MakeRun, t
 
 
 def test_what_times_out_again_is_told_once(make_run: MakeRun) -> None:
-    run = make_run({"a.png": "read", "b.png": "hang"}, options=Options(engine_timeout=0.5))
+    run = make_run({"a.png": "read", "b.png": "hang"}, options=Options(engine_timeout=1.5))
     run.work(attempt=1)
     run.work(attempt=2)
     assert run.outcomes() == {"a.png": "ok", "b.png": "timeout"}
