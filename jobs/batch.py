@@ -331,7 +331,7 @@ def _licence_warnings(stack: Stack, request: Request) -> list[str]:
     return []
 
 
-def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str) -> None:
+def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str) -> None:
     """Raises: UsageError where the run exists already, saying whether it is live.
 
     A submit that broke off leaves a plan without a job, and may be done again. One that broke off after its job had
@@ -339,8 +339,10 @@ def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str)
     """
     paths = RunPaths(stack.run_uri(run_id))
     record = read_record(storage, paths)
-    queue = stack.queues[stack.definition(kind).queue].arn
-    jobs = [job.id for job in record.jobs] if record else _jobs_named(aws, queue, job_name(run_id))
+    queues = [
+        queue.arn for queue in stack.queues.values()
+    ]  # of any kind: it may have been asked for with another engine
+    jobs = [job.id for job in record.jobs] if record else _jobs_named(aws, queues, job_name(run_id))
     if not jobs:
         if next(iter(storage.list(paths.file("receipts/"))), None):
             raise UsageError(f"{paths.base} holds a run that was not read on AWS Batch: choose another --run-id")
@@ -373,7 +375,7 @@ def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, pla
         {"pagefleet": versions()["pagefleet"], "image": stack.definition(kind).image.partition("/")[2]},
     )
     with _claimed(storage, paths, run_id) as check_claim:
-        check_free(aws, storage, stack, run_id, kind)  # once more: somebody may have been done in the meantime
+        check_free(aws, storage, stack, run_id)  # once more: somebody may have been done in the meantime
         write_plan(storage, paths, plan, run)
         check_claim()
         job = _submit(
@@ -505,8 +507,8 @@ def _find_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchReco
     """
     known = {job.id for job in record.jobs} if record else set()
     kinds = {definition.name: kind for kind, definition in stack.job_definitions.items()}
-    queues = dict.fromkeys(queue.arn for queue in stack.queues.values())
-    ids = [job for queue in queues for job in _jobs_named(aws, queue, job_name(folder.run.id)) if job not in known]
+    queues = [queue.arn for queue in stack.queues.values()]
+    ids = [job for job in _jobs_named(aws, queues, job_name(folder.run.id)) if job not in known]
     found = [
         _recovered(detail, folder, stack, kinds[name])
         for detail in _describe(aws, ids)
@@ -623,16 +625,16 @@ def _look_for_job(aws: Aws, queue: str, name: str, known: Collection[str]) -> st
     for pause in LOOKS:
         aws.sleep(pause)
         with suppress(AwsError):  # what has swallowed the answer may last
-            if new := [job for job in _jobs_named(aws, queue, name) if job not in known]:
+            if new := [job for job in _jobs_named(aws, [queue], name) if job not in known]:
                 return new[0]
     return None
 
 
-def _jobs_named(aws: Aws, queue: str, name: str) -> list[str]:
+def _jobs_named(aws: Aws, queues: Iterable[str], name: str) -> list[str]:
     """The filter takes a name for the same in upper case, and an array's children have its name."""
     filters = [{"name": "JOB_NAME", "values": [name]}]
-    pages = aws.pages("batch", "list_jobs", jobQueue=queue, filters=filters)
-    listed = (job for page in pages for job in page["jobSummaryList"])
+    pages = (aws.pages("batch", "list_jobs", jobQueue=queue, filters=filters) for queue in dict.fromkeys(queues))
+    listed = (job for answer in pages for page in answer for job in page["jobSummaryList"])
     return [job["jobId"] for job in listed if job["jobName"] == name and ":" not in job["jobId"]]
 
 

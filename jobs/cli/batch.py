@@ -93,7 +93,7 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
         return
     kind = batch.choose_definition(stack, request.engine, given["on"])
     batch.check_weights(stack, kind, request)
-    batch.check_free(aws, storage, stack, run_id, kind)
+    batch.check_free(aws, storage, stack, run_id)
     plan = batch.plan_batch(storage, stack, request)
     rate = measured_rate(aws, storage, stack, request.engine, kind)
     estimate = cost.estimate(plan, request.engine, stack.definition(kind), *(rate or ()))

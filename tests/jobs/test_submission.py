@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 
 from jobs import aws as aws_module
 from jobs import batch as batch_module
@@ -26,14 +27,27 @@ class Faults:
 
     def __init__(self) -> None:
         self.planned: dict[str, list[str | None]] = {}  # by path; the last one stays
+        self.meanwhile: dict[str, Callable[[], object]] = {}  # by path: what somebody else does just before, once
         self.asked: list[str] = []
         self._lock = threading.Lock()
 
     def __call__(self, number: int, method: str, path: str) -> str | None:
         with self._lock:
             self.asked.append(path)
+            if path in self.meanwhile:
+                self.meanwhile.pop(path)()
             planned = self.planned.get(path, [None])
             return planned.pop(0) if len(planned) > 1 else planned[0]
+
+    def lose(self, *command: str) -> Result:
+        """Runs a command whose job is submitted, without it coming to know: neither answered, nor listed."""
+        self.asked.clear()
+        self.planned[SUBMIT] = ["lost"]
+        self.meanwhile[SUBMIT] = lambda: self.planned.update({LIST: ["denied"]})
+        done = pagefleet(*command)
+        assert (done.exit_code, self.asked.count(SUBMIT)) == (1, 1), done.output
+        self.planned.clear()
+        return done
 
 
 @pytest.fixture
@@ -47,12 +61,17 @@ def faults(deployed: Deployed, s3_server: str, tmp_path: Path, monkeypatch: pyte
         yield faults
 
 
-def ids(deployed: Deployed, run_id: str) -> list[str]:
+def ids(deployed: Deployed, run_id: str, queue: str = "cpu") -> list[str]:
     """All jobs of a run that AWS Batch has."""
-    queue = deployed.description["queues"]["cpu"]["arn"]
+    queue = deployed.description["queues"][queue]["arn"]
     filters = [{"name": "JOB_NAME", "values": [f"pagefleet-{run_id}"]}]
     found = deployed.client("batch").list_jobs(jobQueue=queue, filters=filters)["jobSummaryList"]
     return [job["jobId"] for job in found if ":" not in job["jobId"]]
+
+
+def text(deployed: Deployed, path: str) -> str:
+    """An object below `runs/`."""
+    return str(deployed.client("s3").get_object(Bucket="outputs", Key=f"runs/{path}")["Body"].read(), "utf-8")
 
 
 def test_a_job_whose_submission_was_not_answered_is_taken_over(faults: Faults, deployed: Deployed) -> None:
@@ -107,10 +126,7 @@ def test_a_job_that_is_not_found_is_not_submitted_again(faults: Faults, deployed
 
 
 def test_a_job_of_a_command_that_died_is_found_by_the_next(faults: Faults, deployed: Deployed) -> None:
-    faults.planned = {SUBMIT: ["lost"], LIST: [None, None, "denied"]}
-    submitted = pagefleet("submit", "a.png", "b.png", "--shards", "2", "--run-id", "found", *COLOUR)
-    assert submitted.exit_code == 1, submitted.output
-    faults.planned.clear()
+    faults.lose("submit", "a.png", "b.png", "--shards", "2", "--run-id", "found", *COLOUR)
     assert "is live" in pagefleet("submit", "a.png", "--run-id", "found", *COLOUR).stderr
     assert pagefleet("watch", "found", "--wait-minutes", "0").exit_code == 5
     (job,) = ids(deployed, "found")
@@ -134,12 +150,9 @@ def test_a_resume_whose_answer_is_lost_makes_one_job(faults: Faults, deployed: D
 
     for shard in range(3):
         deployed.jobs.tell(f"{second}:{shard}", "FAILED", {"statusReason": "the machine was gone"})
-    faults.planned = {SUBMIT: ["lost"], LIST: [None, None, "denied"]}  # one look a queue
-    lost = pagefleet("resume", "again", "--retry-failed")
-    assert lost.exit_code == 1
+    lost = faults.lose("resume", "again", "--retry-failed")
     assert "if there is none then, `pagefleet resume` once more" in lost.stderr
     assert len(ids(deployed, "again")) == 3
-    faults.planned.clear()
     live = pagefleet("resume", "again", "--retry-failed")
     assert live.exit_code == 2
     assert "run again is live (RUNNABLE)" in live.stderr
@@ -147,6 +160,17 @@ def test_a_resume_whose_answer_is_lost_makes_one_job(faults: Faults, deployed: D
     assert third["id"] in set(ids(deployed, "again")) - {first, second}
     assert (third["shards"], third["numbers"], third["resumed_after"], third["retry_failed"]) == (3, [1, 2, 3], 1, True)
     assert len(ids(deployed, "again")) == 3
+
+
+def test_a_lost_job_is_found_in_whatever_queue_it_waits(faults: Faults, deployed: Deployed) -> None:
+    faults.lose("submit", "a.png", "b.png", "--run-id", "other", *COLOUR)
+    (job,) = ids(deployed, "other")
+    plan = text(deployed, "other/run.json")
+    again = pagefleet("submit", "a.png", "--run-id", "other", "--engine", "paddleocr-vl")
+    assert again.exit_code == 2, again.output
+    assert f"run other is live: job {job} is RUNNABLE" in again.stderr
+    assert ids(deployed, "other", "gpu") == []
+    assert text(deployed, "other/run.json") == plan
 
 
 def test_only_what_aws_has_not_done_is_asked_for_again(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
