@@ -342,7 +342,7 @@ def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str) -> None:
     queues = [
         queue.arn for queue in stack.queues.values()
     ]  # of any kind: it may have been asked for with another engine
-    jobs = [job.id for job in record.jobs] if record else _jobs_named(aws, queues, job_name(run_id))
+    jobs = [job.id for job in record.jobs] if record else [job["jobId"] for job in _jobs_of(aws, queues, paths, run_id)]
     if not jobs:
         if next(iter(storage.list(paths.file("receipts/"))), None):
             raise UsageError(f"{paths.base} holds a run that was not read on AWS Batch: choose another --run-id")
@@ -508,10 +508,9 @@ def _find_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchReco
     known = {job.id for job in record.jobs} if record else set()
     kinds = {definition.name: kind for kind, definition in stack.job_definitions.items()}
     queues = [queue.arn for queue in stack.queues.values()]
-    ids = [job for job in _jobs_named(aws, queues, job_name(folder.run.id)) if job not in known]
     found = [
         _recovered(detail, folder, stack, kinds[name])
-        for detail in _describe(aws, ids)
+        for detail in _jobs_of(aws, queues, folder.paths, folder.run.id, known)
         if (name := detail["jobDefinition"].rpartition("/")[2].partition(":")[0]) in kinds
     ]
     if not found:
@@ -527,7 +526,7 @@ def _find_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchReco
 def _recovered(detail: dict[str, Any], folder: RunFolder, stack: Stack, kind: str) -> JobRecord:
     """A job's record, from what Batch says of it."""
     definition = stack.definition(kind)
-    environment = {entry["name"]: entry["value"] for entry in detail["container"]["environment"]}
+    environment = _environment(detail)
     numbers = environment.get("PAGEFLEET_SHARDS")
     return JobRecord(
         id=detail["jobId"],
@@ -588,7 +587,7 @@ def _submit(
         )["jobId"]
     except NoAnswer as error:
         log.warning("%s: looking for the job for %.0f s, so that there are not two", error, sum(LOOKS))
-        job_id = _look_for_job(aws, queue.arn, job_name(run_id), known)
+        job_id = _look_for_job(aws, queue.arn, paths, run_id, known)
         if job_id is None:
             again = "`pagefleet resume`" if resumed_after else f"submit it with --run-id {run_id}"
             raise JobError(
@@ -620,22 +619,34 @@ def _write_record(storage: Storage, paths: RunPaths, record: BatchRecord) -> Non
     storage.write(paths.file(FILE), (record.model_dump_json(indent=1, by_alias=True) + "\n").encode())
 
 
-def _look_for_job(aws: Aws, queue: str, name: str, known: Collection[str]) -> str | None:
-    """A job of that name that is new; the run's claim keeps everybody else from submitting one."""
+def _look_for_job(aws: Aws, queue: str, paths: RunPaths, run_id: str, known: Collection[str]) -> str | None:
+    """A job of the run that is new; its claim keeps everybody else from submitting one."""
     for pause in LOOKS:
         aws.sleep(pause)
         with suppress(AwsError):  # what has swallowed the answer may last
-            if new := [job for job in _jobs_named(aws, [queue], name) if job not in known]:
-                return new[0]
+            if new := _jobs_of(aws, [queue], paths, run_id, known):
+                return str(new[0]["jobId"])
     return None
 
 
-def _jobs_named(aws: Aws, queues: Iterable[str], name: str) -> list[str]:
-    """The filter takes a name for the same in upper case, and an array's children have its name."""
+def _jobs_of(
+    aws: Aws, queues: Iterable[str], paths: RunPaths, run_id: str, known: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """What Batch says of the jobs that read a run's folder, without those that are `known`.
+
+    They are listed by name: the filter takes one for the same in upper case, and an array's children have its name.
+    """
+    name = job_name(run_id)
     filters = [{"name": "JOB_NAME", "values": [name]}]
     pages = (aws.pages("batch", "list_jobs", jobQueue=queue, filters=filters) for queue in dict.fromkeys(queues))
     listed = (job for answer in pages for page in answer for job in page["jobSummaryList"])
-    return [job["jobId"] for job in listed if job["jobName"] == name and ":" not in job["jobId"]]
+    ids = [job["jobId"] for job in listed if job["jobName"] == name and ":" not in job["jobId"]]
+    described = _describe(aws, [job for job in ids if job not in known])
+    return [detail for detail in described if _environment(detail).get("PAGEFLEET_RUN_URI") == paths.base]
+
+
+def _environment(detail: dict[str, Any]) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in detail.get("container", {}).get("environment", [])}
 
 
 def _describe(aws: Aws, ids: list[str]) -> Iterator[dict[str, Any]]:

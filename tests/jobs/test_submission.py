@@ -74,6 +74,18 @@ def text(deployed: Deployed, path: str) -> str:
     return str(deployed.client("s3").get_object(Bucket="outputs", Key=f"runs/{path}")["Body"].read(), "utf-8")
 
 
+def send(deployed: Deployed, run_id: str, run: str | None = None) -> str:
+    """Submits a job with a run's name, past the commands."""
+    environment = [{"name": "PAGEFLEET_RUN_URI", "value": run or f"s3://outputs/runs/{run_id}"}]
+    job = deployed.client("batch").submit_job(
+        jobName=f"pagefleet-{run_id}",
+        jobQueue="cpu-queue",
+        jobDefinition="ocr-cpu",
+        containerOverrides={"environment": environment},
+    )
+    return str(job["jobId"])
+
+
 def test_a_job_whose_submission_was_not_answered_is_taken_over(faults: Faults, deployed: Deployed) -> None:
     for lost in ("lost", "lost_error", "cut"):
         faults.asked.clear()
@@ -171,6 +183,18 @@ def test_a_lost_job_is_found_in_whatever_queue_it_waits(faults: Faults, deployed
     assert f"run other is live: job {job} is RUNNABLE" in again.stderr
     assert ids(deployed, "other", "gpu") == []
     assert text(deployed, "other/run.json") == plan
+
+
+def test_a_job_of_that_name_that_reads_another_folder_is_not_the_runs(faults: Faults, deployed: Deployed) -> None:
+    foreign = send(deployed, "mine", run="s3://elsewhere/runs/mine")
+    faults.planned[SUBMIT] = ["error"]
+    assert pagefleet("submit", "a.png", "--run-id", "mine", *COLOUR).exit_code == 1
+    assert ids(deployed, "mine") == [foreign]
+    faults.planned.clear()
+    assert pagefleet("submit", "a.png", "--run-id", "mine", *COLOUR).exit_code == 0
+    deployed.jobs.tell(deployed.job("mine"), "FAILED", {"statusReason": "the machine was gone"})
+    assert pagefleet("resume", "mine").exit_code == 0
+    assert foreign not in [job["id"] for job in deployed.record("mine")["jobs"]]
 
 
 def test_only_what_aws_has_not_done_is_asked_for_again(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
