@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -98,6 +98,11 @@ class BatchRecord(Record):
         """The one that was submitted last."""
         return self.jobs[-1]
 
+    def current(self, states: Mapping[str, str]) -> JobRecord:
+        """The job that lives, of those whose states are told, or else the last one."""
+        live = live_jobs(states)
+        return next((job for job in reversed(self.jobs) if job.id in live), self.job)
+
 
 @dataclass(frozen=True)
 class Attempt:
@@ -161,8 +166,15 @@ class BatchRun:
         return run_words(self.id, self.record.stack)
 
     def status(self) -> str | None:
-        """Of the last job; None where Batch has forgotten it, as it does some days after a job's end."""
-        return job_states(self.aws, [self.record.job.id]).get(self.record.job.id)
+        """Of the current job."""
+        return self.current()[1]
+
+    def current(self) -> tuple[JobRecord, str | None]:
+        """The job that lives, or else the last one, and its status: None where Batch has forgotten it, as it does some
+        days after a job's end."""
+        states = self._states()
+        job = self.record.current(states)
+        return job, states.get(job.id)
 
     def children(self, job: JobRecord | None = None) -> list[Child]:
         """The shards of a job, the last one unless told otherwise; none where Batch has forgotten it."""
@@ -176,17 +188,17 @@ class BatchRun:
         return children
 
     def cancel(self) -> bool:
-        """Ends the job; its workers drain. False where it had ended before."""
-        if self.status() in (None, *ENDED):
-            return False
-        self.aws.call("batch", "terminate_job", jobId=self.record.job.id, reason="cancelled with pagefleet cancel")
-        return True
+        """Ends whatever job lives; its workers drain. False where all had ended before."""
+        live = live_jobs(self._states())
+        for job in live:
+            self.aws.call("batch", "terminate_job", jobId=job, reason="cancelled with pagefleet cancel")
+        return bool(live)
 
     def resume(self, stack: Stack, *, retry_failed: bool) -> JobRecord | None:
         """Submits a job for the shards that have something left; None where none has.
 
-        Raises: UsageError where the run's job is still alive, or somebody else is resuming it; JobError where it is not
-        known whether AWS Batch has taken the job.
+        Raises: UsageError where a job of the run lives, or somebody else is resuming it; JobError where it is not known
+        whether AWS Batch has taken the job.
         """
         storage, paths = self.folder.storage, self.folder.paths
         with _claimed(storage, paths, self.id) as check_claim:
@@ -222,6 +234,9 @@ class BatchRun:
             self.record.jobs.append(job)
             _write_record(storage, paths, self.record)
             return job
+
+    def _states(self) -> dict[str, str]:
+        return job_states(self.aws, [job.id for job in self.record.jobs])
 
 
 def check_run_id(run_id: str) -> None:
@@ -348,8 +363,7 @@ def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str) -> None:
             raise UsageError(f"{paths.base} holds a run that was not read on AWS Batch: choose another --run-id")
         return
     states, words = job_states(aws, jobs), run_words(run_id, stack.stack)
-    live = [job for job, status in states.items() if status not in ENDED]
-    if live:
+    if live := live_jobs(states):
         raise UsageError(
             f"run {run_id} is live: job {live[0]} is {states[live[0]]}. Follow it with `pagefleet watch {words}`, "
             "or choose another --run-id"
@@ -438,6 +452,11 @@ def job_states(aws: Aws, ids: Sequence[str]) -> dict[str, str]:
     return {detail["jobId"]: detail["status"] for detail in _describe(aws, list(ids))}
 
 
+def live_jobs(states: Mapping[str, str]) -> list[str]:
+    """Those that have not ended, of jobs whose states are told."""
+    return [job for job, status in states.items() if status not in ENDED]
+
+
 def job_name(run_id: str) -> str:
     return f"pagefleet-{run_id}"
 
@@ -518,7 +537,7 @@ def _find_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchReco
     record = record or BatchRecord(
         run=folder.uri, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[]
     )
-    record.jobs += sorted(found, key=lambda job: job.submitted)
+    record.jobs = sorted([*record.jobs, *found], key=lambda job: job.submitted)
     _write_record(folder.storage, folder.paths, record)
     return record
 

@@ -40,10 +40,10 @@ def list_runs(aws: Aws, storage: Storage, stack: Stack, limit: int | None = None
     ids = sorted(_run_ids(aws, stack), reverse=True)[:limit]
     with ThreadPoolExecutor(READERS) as pool:
         opened = [found for found in pool.map(lambda run_id: _open(storage, stack, run_id), ids) if found]
-    states = job_states(aws, [record.job.id for _, record, _ in opened if record])
+    states = job_states(aws, [job.id for _, record, _ in opened if record for job in record.jobs])
     rows = []
     for folder, record, summary in opened:
-        state = (states.get(record.job.id) or "forgotten") if record else "not submitted"
+        state = states.get(record.current(states).id, "forgotten") if record else "not submitted"
         if summary and state in ("SUCCEEDED", "forgotten"):
             state = "collected"
         run = folder.run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +75,10 @@ def text(deployed: Deployed, path: str) -> str:
     return str(deployed.client("s3").get_object(Bucket="outputs", Key=f"runs/{path}")["Body"].read(), "utf-8")
 
 
+def put(deployed: Deployed, path: str, body: str) -> None:
+    deployed.client("s3").put_object(Bucket="outputs", Key=f"runs/{path}", Body=body)
+
+
 def send(deployed: Deployed, run_id: str, run: str | None = None) -> str:
     """Submits a job with a run's name, past the commands."""
     environment = [{"name": "PAGEFLEET_RUN_URI", "value": run or f"s3://outputs/runs/{run_id}"}]
@@ -84,6 +89,10 @@ def send(deployed: Deployed, run_id: str, run: str | None = None) -> str:
         containerOverrides={"environment": environment},
     )
     return str(job["jobId"])
+
+
+def reason(deployed: Deployed, job: str) -> str:
+    return str(deployed.client("batch").describe_jobs(jobs=[job])["jobs"][0].get("statusReason"))
 
 
 def test_a_job_whose_submission_was_not_answered_is_taken_over(faults: Faults, deployed: Deployed) -> None:
@@ -195,6 +204,29 @@ def test_a_job_of_that_name_that_reads_another_folder_is_not_the_runs(faults: Fa
     deployed.jobs.tell(deployed.job("mine"), "FAILED", {"statusReason": "the machine was gone"})
     assert pagefleet("resume", "mine").exit_code == 0
     assert foreign not in [job["id"] for job in deployed.record("mine")["jobs"]]
+
+
+def test_a_run_lives_as_long_as_any_of_its_jobs(faults: Faults, deployed: Deployed) -> None:
+    assert pagefleet("submit", "a.png", "--run-id", "two", *COLOUR).exit_code == 0
+    first, second = deployed.job("two"), send(deployed, "two")
+    deployed.jobs.tell(second, "FAILED", {"statusReason": "the machine was gone"})
+    record = deployed.record("two")
+    record["jobs"] = [record["jobs"][0] | {"id": second, "submitted": "2099-01-01T00:00:00Z"}]  # without the first
+    put(deployed, "two/batch.json", json.dumps(record))
+
+    refused = pagefleet("resume", "two")
+    assert refused.exit_code == 2, refused.output
+    assert "run two is live (RUNNABLE)" in refused.stderr
+    assert [job["id"] for job in deployed.record("two")["jobs"]] == [first, second]
+    assert json.loads(pagefleet("runs", "--json").stdout)["runs"][0]["state"] == "RUNNABLE"
+    watched = pagefleet("watch", "two", "--wait-minutes", "0")
+    assert watched.exit_code == 5, watched.output
+    assert "1 RUNNABLE" in watched.stdout
+
+    deployed.jobs.tell(second, "RUNNABLE", {})
+    assert pagefleet("cancel", "two").exit_code == 0
+    for job in (first, second):
+        assert reason(deployed, job) == "cancelled with pagefleet cancel"
 
 
 def test_only_what_aws_has_not_done_is_asked_for_again(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
