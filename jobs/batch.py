@@ -203,7 +203,10 @@ class BatchRun:
         storage, paths = self.folder.storage, self.folder.paths
         with _claimed(storage, paths, self.id) as check_claim:
             self.record = read_record(storage, paths) or self.record  # of whoever resumed it just before
-            self.record = _find_lost_jobs(self.aws, self.folder, stack, self.record) or self.record
+            found = _with_lost_jobs(self.aws, self.folder, stack, self.record)
+            if found and found != self.record:
+                self.record = found
+                _write_record(storage, paths, found)
             status = self.status()
             if status not in (None, *ENDED):
                 raise UsageError(f"run {self.id} is live ({status}): follow it with `pagefleet watch {self.words}`")
@@ -420,21 +423,25 @@ def attempt_timeout(plan: Plan, engine: str) -> int | None:
 def open_batch_run(storage: Storage, location: str, aws: Aws | None = None, stack: Stack | None = None) -> BatchRun:
     """The run at an `s3://` URI, or that of which a local folder is a copy.
 
-    Of a submit that broke off before its job was written down, the job is looked for where a `stack` is given.
+    Where a `stack` is given and no job is known to live, one is looked for: of a submit or a resume that broke off
+    before it was written down.
     Raises: UsageError where there is no run, or one that was never submitted.
     """
     folder = open_run(location, storage)
     record = read_record(storage, folder.paths)
-    if record is None and aws and stack:
-        record = _find_lost_jobs(aws, folder, stack, None)
+    if record and folder.uri != record.run:
+        return open_batch_run(storage, record.run, aws, stack)
+    if record is None and aws and stack and (record := _with_lost_jobs(aws, folder, stack, None)):
+        _write_record(storage, folder.paths, record)
     if record is None:
         raise UsageError(
             f"run {folder.run.id} at {location} was not submitted to AWS Batch: it has no {FILE}; "
             f"`pagefleet resume {location}` reads it here"
         )
-    if folder.uri != record.run:
-        return open_batch_run(storage, record.run, aws)
-    return BatchRun(aws or Aws(record.region), folder, record)
+    run = BatchRun(aws or Aws(record.region), folder, record)
+    if stack and run.status() in (None, *ENDED):
+        run.record = _with_lost_jobs(run.aws, folder, stack, record) or record
+    return run
 
 
 def read_record(storage: Storage, paths: RunPaths) -> BatchRecord | None:
@@ -519,7 +526,7 @@ def _claim_time(storage: Storage, uri: str) -> datetime:
         return datetime.min.replace(tzinfo=UTC)
 
 
-def _find_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchRecord | None) -> BatchRecord | None:
+def _with_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchRecord | None) -> BatchRecord | None:
     """The record with those jobs of the run that Batch knows and it lacks, since a command died before it was written.
 
     None where there is no record and no job.
@@ -537,9 +544,8 @@ def _find_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchReco
     record = record or BatchRecord(
         run=folder.uri, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[]
     )
-    record.jobs = sorted([*record.jobs, *found], key=lambda job: job.submitted)
-    _write_record(folder.storage, folder.paths, record)
-    return record
+    jobs = sorted([*record.jobs, *found], key=lambda job: job.submitted)
+    return record.model_copy(update={"jobs": jobs})
 
 
 def _recovered(detail: dict[str, Any], folder: RunFolder, stack: Stack, kind: str) -> JobRecord:
@@ -608,11 +614,12 @@ def _submit(
         log.warning("%s: looking for the job for %.0f s, so that there are not two", error, sum(LOOKS))
         job_id = _look_for_job(aws, queue.arn, paths, run_id, known)
         if job_id is None:
-            again = "`pagefleet resume`" if resumed_after else f"submit it with --run-id {run_id}"
+            words, failed = run_words(run_id, stack.stack), " --retry-failed" if retry_failed else ""
+            again = f"`pagefleet resume {words}{failed}`" if resumed_after else f"submit it with --run-id {run_id}"
             raise JobError(
                 f"it is not known whether AWS Batch has taken the job of run {run_id}: {error}. It lists none "
                 f"{sum(LOOKS):.0f} s later, and nothing was asked for twice. Look again in some minutes, with "
-                f"`pagefleet watch {run_words(run_id, stack.stack)}`; if there is none then, {again} once more"
+                f"`pagefleet watch {words}`; if there is none then, {again} once more"
             ) from error
     return JobRecord(
         id=job_id,

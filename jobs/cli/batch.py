@@ -4,12 +4,13 @@ to AWS Batch."""
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from jobs.errors import CliExit, JobError
+from jobs.errors import CliExit, JobError, UsageError
 from jobs.wording import DEFAULT_STACK, have, plural
 
 if TYPE_CHECKING:
@@ -427,15 +428,21 @@ def _stack(given: dict[str, Any]) -> tuple[Any, Stack]:
 
 def _open(run: str, given: dict[str, Any]) -> BatchRun:
     """A run by its id on the stack, its s3:// URI, or a fetched copy of it."""
-    from jobs.batch import check_run_id, open_batch_run
-    from worker.storage import open_storage
+    from jobs.batch import check_run_id, open_batch_run, read_record
+    from worker.contract import RunPaths
+    from worker.storage import open_storage, to_uri
 
+    storage = open_storage()
     if "://" in run or Path(run).is_dir():
-        return open_batch_run(open_storage(), run)
+        record = read_record(storage, RunPaths(to_uri(run)))
+        if record:
+            with suppress(UsageError):  # a stack that is gone has no job any more, but its bucket may be there
+                return open_batch_run(storage, run, *_stack({"stack": record.stack, "region": record.region}))
+        return open_batch_run(storage, run)
     try:
         check_run_id(run)
         aws, stack = _stack(given)
-        return open_batch_run(open_storage(), stack.run_uri(run), aws, stack)
+        return open_batch_run(storage, stack.run_uri(run), aws, stack)
     except JobError:
         click.echo(f"note: there is no folder {run} here, so it is taken for the id of a run on AWS", err=True)
         raise

@@ -172,7 +172,7 @@ def test_a_resume_whose_answer_is_lost_makes_one_job(faults: Faults, deployed: D
     for shard in range(3):
         deployed.jobs.tell(f"{second}:{shard}", "FAILED", {"statusReason": "the machine was gone"})
     lost = faults.lose("resume", "again", "--retry-failed")
-    assert "if there is none then, `pagefleet resume` once more" in lost.stderr
+    assert "if there is none then, `pagefleet resume again --retry-failed` once more" in lost.stderr
     assert len(ids(deployed, "again")) == 3
     live = pagefleet("resume", "again", "--retry-failed")
     assert live.exit_code == 2
@@ -227,6 +227,22 @@ def test_a_run_lives_as_long_as_any_of_its_jobs(faults: Faults, deployed: Deploy
     assert pagefleet("cancel", "two").exit_code == 0
     for job in (first, second):
         assert reason(deployed, job) == "cancelled with pagefleet cancel"
+
+
+def test_a_job_of_a_lost_resume_is_followed_and_cancelled(faults: Faults, deployed: Deployed) -> None:
+    assert pagefleet("submit", "a.png", "--run-id", "lost", *COLOUR).exit_code == 0
+    first = deployed.job("lost")
+    deployed.jobs.tell(first, "FAILED", {"statusReason": "the machine was gone"})
+    told = faults.lose("resume", "lost", "--retry-failed")
+    assert "`pagefleet resume lost --retry-failed` once more" in told.stderr
+    (job,) = set(ids(deployed, "lost")) - {first}
+    for run in ("lost", "s3://outputs/runs/lost"):
+        watched = pagefleet("watch", run, "--wait-minutes", "0")
+        assert watched.exit_code == 5, watched.output
+        assert "FAILED" not in watched.stdout
+    assert pagefleet("cancel", "lost").exit_code == 0
+    assert reason(deployed, job) == "cancelled with pagefleet cancel"
+    assert deployed.job("lost") == first  # only who has the claim changes the record
 
 
 def test_only_what_aws_has_not_done_is_asked_for_again(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
