@@ -431,8 +431,10 @@ def open_batch_run(storage: Storage, location: str, aws: Aws | None = None, stac
     record = read_record(storage, folder.paths)
     if record and folder.uri != record.run:
         return open_batch_run(storage, record.run, aws, stack)
-    if record is None and aws and stack and (record := _with_lost_jobs(aws, folder, stack, None)):
-        _write_record(storage, folder.paths, record)
+    if record is None and aws and stack:
+        record = _with_lost_jobs(aws, folder, stack, None)
+        if record and not storage.create(folder.paths.file(FILE), _serialized(record)):
+            record = read_record(storage, folder.paths)  # of whoever has the claim
     if record is None:
         raise UsageError(
             f"run {folder.run.id} at {location} was not submitted to AWS Batch: it has no {FILE}; "
@@ -642,7 +644,11 @@ def _submit(
 
 
 def _write_record(storage: Storage, paths: RunPaths, record: BatchRecord) -> None:
-    storage.write(paths.file(FILE), (record.model_dump_json(indent=1, by_alias=True) + "\n").encode())
+    storage.write(paths.file(FILE), _serialized(record))
+
+
+def _serialized(record: BatchRecord) -> bytes:
+    return (record.model_dump_json(indent=1, by_alias=True) + "\n").encode()
 
 
 def _look_for_job(aws: Aws, queue: str, paths: RunPaths, run_id: str, known: Collection[str]) -> str | None:

@@ -245,6 +245,17 @@ def test_a_job_of_a_lost_resume_is_followed_and_cancelled(faults: Faults, deploy
     assert deployed.job("lost") == first  # only who has the claim changes the record
 
 
+def test_who_only_reads_a_run_changes_no_record_of_somebody_else(faults: Faults, deployed: Deployed) -> None:
+    faults.lose("submit", "a.png", "--run-id", "read", *COLOUR)
+    assert pagefleet("watch", "read", "--wait-minutes", "0").exit_code == 5
+    record = deployed.record("read")
+    record["jobs"][0]["timeout"] = 4242
+    deployed.client("s3").delete_object(Bucket="outputs", Key="runs/read/batch.json")
+    faults.meanwhile[LIST] = lambda: put(deployed, "read/batch.json", json.dumps(record))
+    assert pagefleet("watch", "read", "--wait-minutes", "0").exit_code == 5
+    assert deployed.record("read") == record
+
+
 def test_only_what_aws_has_not_done_is_asked_for_again(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     request = {"jobName": "x", "jobQueue": "cpu-queue", "jobDefinition": "ocr-cpu"}
