@@ -38,7 +38,7 @@ from jobs.plan import (
 from jobs.results import RunFolder, open_run
 from jobs.stack import JobDefinition, Stack
 from jobs.wording import plural, run_words
-from worker.contract import Options, Record, RunPaths
+from worker.contract import Options, Record, Run, RunPaths
 from worker.engines import ENGINES, check_options
 from worker.engines.presets import PRESETS, presets_of
 from worker.errors import DocumentError, TryAgain
@@ -47,6 +47,7 @@ from worker.storage import NotFound, Storage
 log = logging.getLogger(__name__)
 
 FILE = "batch.json"
+IMAGE = "image"  # among a run's versions: which one its jobs take
 ENDED = ("SUCCEEDED", "FAILED")
 STATES = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
 DESCRIBED = 100  # jobs that one DescribeJobs takes
@@ -203,7 +204,7 @@ class BatchRun:
         storage, paths = self.folder.storage, self.folder.paths
         with _claimed(storage, paths, self.id) as check_claim:
             self.record = read_record(storage, paths) or self.record  # of whoever resumed it just before
-            found = _with_lost_jobs(self.aws, self.folder, stack, self.record)
+            found = with_lost_jobs(self.aws, self.folder, stack, self.record)
             if found and found != self.record:
                 self.record = found
                 _write_record(storage, paths, found)
@@ -389,7 +390,7 @@ def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, pla
         run_id,
         request.engine,
         request.options,
-        {"pagefleet": versions()["pagefleet"], "image": stack.definition(kind).image.partition("/")[2]},
+        {"pagefleet": versions()["pagefleet"], IMAGE: stack.definition(kind).image.partition("/")[2]},
     )
     with _claimed(storage, paths, run_id) as check_claim:
         check_free(aws, storage, stack, run_id)  # once more: somebody may have been done in the meantime
@@ -425,16 +426,23 @@ def open_batch_run(storage: Storage, location: str, aws: Aws | None = None, stac
 
     Where a `stack` is given and no job is known to live, one is looked for: of a submit or a resume that broke off
     before it was written down.
-    Raises: UsageError where there is no run, or one that was never submitted.
+    Raises: UsageError where there is no run, one that has no job, or one of another stack.
     """
     folder = open_run(location, storage)
     record = read_record(storage, folder.paths)
     if record and folder.uri != record.run:
         return open_batch_run(storage, record.run, aws, stack)
     if record is None and aws and stack:
-        record = _with_lost_jobs(aws, folder, stack, None)
+        if folder.uri != stack.run_uri(folder.run.id):
+            raise UsageError(f"{location} is not a run of stack {stack.stack}: name its own with --stack")
+        record = with_lost_jobs(aws, folder, stack, None)
         if record and not storage.create(folder.paths.file(FILE), _serialized(record)):
             record = read_record(storage, folder.paths)  # of whoever has the claim
+    if record is None and stack and is_submitted(folder.run):
+        raise UsageError(
+            f"AWS Batch lists no job of run {folder.run.id} in stack {stack.stack}: submit it with --run-id "
+            f"{folder.run.id} once more"
+        )
     if record is None:
         raise UsageError(
             f"run {folder.run.id} at {location} was not submitted to AWS Batch: it has no {FILE}; "
@@ -442,8 +450,35 @@ def open_batch_run(storage: Storage, location: str, aws: Aws | None = None, stac
         )
     run = BatchRun(aws or Aws(record.region), folder, record)
     if stack and run.status() in (None, *ENDED):
-        run.record = _with_lost_jobs(run.aws, folder, stack, record) or record
+        run.record = with_lost_jobs(run.aws, folder, stack, record) or record
     return run
+
+
+def is_submitted(run: Run) -> bool:
+    """Whether `submit` has planned the run, also where that broke off before there was a job."""
+    return IMAGE in run.versions
+
+
+def with_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchRecord | None) -> BatchRecord | None:
+    """The record with those jobs of the run that Batch knows and it lacks, since a command died before it was written.
+
+    None where there is no record and no job.
+    """
+    known = {job.id for job in record.jobs} if record else set()
+    kinds = {definition.name: kind for kind, definition in stack.job_definitions.items()}
+    queues = [queue.arn for queue in stack.queues.values()]
+    found = [
+        _recovered(detail, folder, stack, kinds[name])
+        for detail in _jobs_of(aws, queues, folder.paths, folder.run.id, known)
+        if (name := detail["jobDefinition"].rpartition("/")[2].partition(":")[0]) in kinds
+    ]
+    if not found:
+        return record
+    record = record or BatchRecord(
+        run=folder.uri, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[]
+    )
+    jobs = sorted([*record.jobs, *found], key=lambda job: job.submitted)
+    return record.model_copy(update={"jobs": jobs})
 
 
 def read_record(storage: Storage, paths: RunPaths) -> BatchRecord | None:
@@ -526,28 +561,6 @@ def _claim_time(storage: Storage, uri: str) -> datetime:
         return datetime.fromisoformat(json.loads(storage.read(uri))["time"])
     except NotFound:  # given back since
         return datetime.min.replace(tzinfo=UTC)
-
-
-def _with_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchRecord | None) -> BatchRecord | None:
-    """The record with those jobs of the run that Batch knows and it lacks, since a command died before it was written.
-
-    None where there is no record and no job.
-    """
-    known = {job.id for job in record.jobs} if record else set()
-    kinds = {definition.name: kind for kind, definition in stack.job_definitions.items()}
-    queues = [queue.arn for queue in stack.queues.values()]
-    found = [
-        _recovered(detail, folder, stack, kinds[name])
-        for detail in _jobs_of(aws, queues, folder.paths, folder.run.id, known)
-        if (name := detail["jobDefinition"].rpartition("/")[2].partition(":")[0]) in kinds
-    ]
-    if not found:
-        return record
-    record = record or BatchRecord(
-        run=folder.uri, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[]
-    )
-    jobs = sorted([*record.jobs, *found], key=lambda job: job.submitted)
-    return record.model_copy(update={"jobs": jobs})
 
 
 def _recovered(detail: dict[str, Any], folder: RunFolder, stack: Stack, kind: str) -> JobRecord:

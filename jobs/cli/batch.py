@@ -4,7 +4,6 @@ to AWS Batch."""
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -383,14 +382,18 @@ def register(main: click.Group) -> None:
 
 
 def is_on_batch(run: str) -> bool:
-    """Whether a RUN is AWS Batch's: an id, not a folder; or a folder that says so."""
-    from jobs.batch import read_record
+    """Whether a RUN is AWS Batch's: an id, not a folder; or a folder that says so, in S3 also by its plan alone."""
+    from jobs.batch import is_submitted, read_record
+    from jobs.results import open_run
     from worker.contract import RunPaths
     from worker.storage import open_storage, to_uri
 
     if "://" not in run and "/" not in run and not Path(run).exists():
         return True
-    return read_record(open_storage(), RunPaths(to_uri(run))) is not None
+    storage, uri = open_storage(), to_uri(run)
+    if read_record(storage, RunPaths(uri)):
+        return True
+    return uri.startswith("s3://") and is_submitted(open_run(uri, storage).run)
 
 
 def resume(run: str, *, retry_failed: bool, stack: str, region: str | None, as_json: bool) -> None:
@@ -435,10 +438,15 @@ def _open(run: str, given: dict[str, Any]) -> BatchRun:
     storage = open_storage()
     if "://" in run or Path(run).is_dir():
         record = read_record(storage, RunPaths(to_uri(run)))
-        if record:
-            with suppress(UsageError):  # a stack that is gone has no job any more, but its bucket may be there
-                return open_batch_run(storage, run, *_stack({"stack": record.stack, "region": record.region}))
-        return open_batch_run(storage, run)
+        if record is None and not is_on_batch(run):
+            return open_batch_run(storage, run)  # which says so
+        try:
+            aws, stack = _stack({"stack": record.stack, "region": record.region} if record else given)
+        except UsageError:
+            if record is None:
+                raise
+            return open_batch_run(storage, run)  # the stack is gone and its jobs with it, but not its bucket
+        return open_batch_run(storage, run, aws, stack)
     try:
         check_run_id(run)
         aws, stack = _stack(given)

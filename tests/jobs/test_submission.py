@@ -245,6 +245,44 @@ def test_a_job_of_a_lost_resume_is_followed_and_cancelled(faults: Faults, deploy
     assert deployed.job("lost") == first  # only who has the claim changes the record
 
 
+def test_a_job_of_a_lost_submit_is_found_by_the_runs_address(
+    faults: Faults, deployed: Deployed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    faults.lose("submit", "a.png", "--run-id", "far", *COLOUR)
+    (job,) = ids(deployed, "far")
+    run = "s3://outputs/runs/far"
+    assert json.loads(pagefleet("runs", "--json").stdout)["runs"][0]["state"] == "RUNNABLE"
+    resumed = pagefleet("resume", run, "--no-report")
+    assert resumed.exit_code == 2, resumed.output
+    assert "run far is live (RUNNABLE)" in resumed.stderr
+    for command in (["watch", "--wait-minutes", "0"], ["fetch", "--no-report"], ["cancel"]):
+        deployed.client("s3").delete_object(Bucket="outputs", Key="runs/far/batch.json")
+        done = pagefleet(command[0], run, *command[1:])
+        assert done.exit_code == {"watch": 5, "fetch": 4, "cancel": 0}[command[0]], done.output
+    assert reason(deployed, job) == "cancelled with pagefleet cancel"
+
+
+def test_a_submitted_run_without_a_job_is_submitted_once_more(faults: Faults, deployed: Deployed) -> None:
+    faults.planned[SUBMIT] = ["error"]
+    assert pagefleet("submit", "a.png", "--run-id", "none", *COLOUR).exit_code == 1
+    faults.planned.clear()
+    deployed.description["stack"] = "prod"
+    value = json.dumps(deployed.description | {"buckets": {"inputs": "inputs", "outputs": "others"}})
+    deployed.client("ssm").put_parameter(Name="/pagefleet/prod", Value=value, Type="String")
+    for command in ("watch", "fetch", "cancel", "resume"):
+        for run in ("none", "s3://outputs/runs/none"):
+            done = pagefleet(command, run)
+            assert done.exit_code == 2, done.output
+            assert "AWS Batch lists no job of run none in stack dev: submit it with --run-id none once more" in (
+                done.stderr
+            )
+        done = pagefleet(command, "s3://outputs/runs/none", "--stack", "prod")
+        assert done.exit_code == 2, done.output
+        assert "is not a run of stack prod: name its own with --stack" in done.stderr
+    assert json.loads(pagefleet("runs", "--json").stdout)["runs"][0]["state"] == "not submitted"
+
+
 def test_who_only_reads_a_run_changes_no_record_of_somebody_else(faults: Faults, deployed: Deployed) -> None:
     faults.lose("submit", "a.png", "--run-id", "read", *COLOUR)
     assert pagefleet("watch", "read", "--wait-minutes", "0").exit_code == 5
