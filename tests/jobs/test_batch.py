@@ -230,9 +230,10 @@ def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:
     assert "note: the run goes on as it was planned, without the new --pages (it has none), --on (it has cpu)" in (
         other.stderr
     )
-    assert "reads documents below s3://inputs, not s3://elsewhere/" in (
-        pagefleet("submit", "--prefix", "s3://elsewhere/", "--run-id", "once", "--resume", *COLOUR).stderr
-    )
+    for elsewhere in ("s3://elsewhere/", "s3://inputs2/"):
+        other = pagefleet("submit", "--prefix", elsewhere, "--run-id", "once", "--resume", *COLOUR)
+        assert other.exit_code == 2
+        assert f"reads documents below s3://inputs, not {elsewhere}" in other.stderr
 
     deployed.client("s3").delete_object(Bucket="outputs", Key="runs/once/batch.json")  # as if it had broken off
     assert "run once is live" in pagefleet(*first).stderr
