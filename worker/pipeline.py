@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import shutil
 import threading
 import time
 import traceback
@@ -99,7 +98,7 @@ class Pipeline:
         self._fetched: queue.SimpleQueue[_Document | None] = queue.SimpleQueue()
         self._pages = _PageQueue(QUEUE_BYTES)
         self._disk = _DiskBudget(SCRATCH_BYTES)
-        self._scratch: Path | None = None
+        self._scratch: Scratch | None = None
         self._calls: dict[int, tuple[float, list[Task]]] = {}  # by engine thread: since when, and with which tasks
         self._counting = threading.Lock()
         self.left_over = 0  # tasks that were admitted or seen but have no outcome, because of a drain
@@ -112,18 +111,18 @@ class Pipeline:
     def discard(self) -> None:
         """Removes the downloads, where the process is about to end before `run` returns."""
         if self._scratch:
-            shutil.rmtree(self._scratch, ignore_errors=True)
+            self._scratch.remove()
 
     def run(self, tasks: Iterable[Task]) -> None:
         """Raises: TryAgain, EngineStuck, or whatever broke a stage. Documents that fail are no exception."""
         source = _Locked(tasks)
         decoders = min(DECODERS, self._job.settings.threads)
         try:
+            self._scratch = Scratch(self._job.settings.scratch)
             with (
-                Scratch(self._job.settings.scratch) as scratch,
+                self._scratch as scratch,
                 ThreadPoolExecutor(WRITERS, thread_name_prefix="write") as self._writers,
             ):
-                self._scratch = scratch
                 fetching = self._start(FETCHERS, "fetch", lambda: self._fetch(source, scratch))
                 decoding = self._start(decoders, "decode", self._decode)
                 reading = self._start(self._job.engine.concurrency, "engine", self._read)

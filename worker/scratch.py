@@ -5,6 +5,7 @@ Whoever uses one holds a lock on it that the kernel lets go with the process, so
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -17,6 +18,9 @@ from pathlib import Path
 from types import TracebackType
 
 log = logging.getLogger(__name__)
+
+# What a file system without such locks says, as NFS may be: nobody else can take a folder there for left, then.
+NO_LOCKS = frozenset({errno.EBADF, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP})
 
 
 class Scratch:
@@ -35,8 +39,11 @@ class Scratch:
                 self._lock = _lock(self.path)
             except FileNotFoundError:
                 continue  # swept between the two
-            except OSError:
-                return  # a file system without such locks, as NFS may be: nobody else can take it for left there, then
+            except OSError as error:
+                if error.errno in NO_LOCKS:
+                    return
+                self.remove()
+                raise
             if self._lock is not None and self.path.exists():
                 return
             self._release()
@@ -72,7 +79,8 @@ def _sweep(root: Path) -> None:
                 if path.stat(follow_symlinks=False).st_uid == os.geteuid() and (lock := _lock(path)) is not None:
                     shutil.rmtree(path, ignore_errors=True)
                     os.close(lock)
-                    log.info("removed %s, which a process that was killed had left", path)
+                    gone = not path.exists()
+                    log.info("%s %s, which a killed process has left", "removed" if gone else "could not remove", path)
 
 
 def _lock(folder: Path) -> int | None:

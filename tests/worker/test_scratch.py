@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import signal
@@ -92,6 +93,20 @@ def test_where_there_are_no_locks_nothing_is_swept(tmp_path: Path, monkeypatch: 
         assert first.is_dir()
         assert second.is_dir()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_can_not_be_locked_for_another_reason_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next process would take it for left there."""
+
+    def refuse(path: object, flags: int, *_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", refuse)
+        with pytest.raises(OSError, match="Too many open files"):
+            Scratch(str(tmp_path))
 
 
 def test_a_folder_that_is_swept_before_it_is_locked_is_replaced(

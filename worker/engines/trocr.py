@@ -65,10 +65,10 @@ class TrOcrEngine:
         self._max_new_tokens = options.integer("max_new_tokens", preset.max_new_tokens, least=1)
         options.done()
 
-        self._finder = RapidOcrEngine(EngineSettings(threads=settings.threads))
         loaded = load(
             preset, settings, model=model, revision=revision, device=device, dtype=dtype, unused=UNUSED_WEIGHTS
         )
+        self._finder = RapidOcrEngine(EngineSettings(threads=settings.threads))
         self._checkpoint, self._processor, self._model = loaded.checkpoint, loaded.processor, loaded.model
         self._device, self._dtype = loaded.device, loaded.dtype
         self._lines_at_once = most or (GPU_BATCH if self._device.startswith("cuda") else CPU_BATCH)
