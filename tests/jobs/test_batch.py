@@ -227,8 +227,9 @@ def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:
     assert "`pagefleet watch once --stack dev`" in again.stderr
 
     other = pagefleet(*first, "--resume", "--on", "gpu", "--pages", "2", "--shards", "7")
-    assert "note: the run goes on as it was planned, without the new --pages (it has none), --on (it has cpu)" in (
-        other.stderr
+    assert (
+        "note: the run goes on as it was planned, without the new --pages (its run.json names none), --on (it has cpu)"
+        in (other.stderr)
     )
     for elsewhere in ("s3://elsewhere/", "s3://inputs2/"):
         other = pagefleet("submit", "--prefix", elsewhere, "--run-id", "once", "--resume", *COLOUR)

@@ -166,8 +166,8 @@ def test_a_run_that_goes_on_says_which_new_options_it_does_not_take_over(folder:
     assert again.returncode == 0, again.stderr
     assert (
         "note: the run goes on as it was planned, without the new --dpi (it has 200), --lang (it has ko), "
-        f"the engine's option log (it has {folder / 'log'}), --pages (it has none), --pages-per-task (it has none), "
-        "--shards (it has 3)" in again.stderr
+        f"the engine's option log (it has {folder / 'log'}), --pages (its run.json names none), "
+        "--pages-per-task (its run.json names none), --shards (it has 3)" in again.stderr
     )
     elsewhere = pagefleet("run", "elsewhere", "--out", "out", "--resume", *COLOUR, cwd=folder)
     assert elsewhere.returncode == 2
