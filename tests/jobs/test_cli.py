@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -287,6 +288,25 @@ def test_a_run_whose_listener_has_gone_goes_on(folder: Path, terminal: dict[str,
     process.stderr.close()
     process.stdout.close()
     process.wait(timeout=PATIENCE)
+    assert {document.status for document in open_run(str(folder / "out")).documents()} == {"ok"}
+
+
+def test_a_run_whose_terminal_goes_away_goes_on(folder: Path) -> None:
+    ours, its_own = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "run", "in", "--out", "out", "--no-report", *COLOUR],
+        cwd=folder,
+        env=worker_environment(TERM="xterm"),
+        stdout=subprocess.DEVNULL,
+        stderr=its_own,
+    )
+    os.close(its_own)
+    shown = b""
+    while b"starting" not in shown:  # the bar is drawn before a worker is started
+        assert select.select([ours], [], [], PATIENCE)[0], shown
+        shown += os.read(ours, 1000)
+    os.close(ours)
+    assert process.wait(timeout=PATIENCE) == 0
     assert {document.status for document in open_run(str(folder / "out")).documents()} == {"ok"}
 
 
