@@ -125,9 +125,7 @@ def bench(storage: Storage, request: Request, on_pages: Callable[[int, int], Non
         engine.close()
     failed = [text for text in texts if text.error is not None]
     if len(failed) == len(texts):
-        raise JobError(
-            f"{request.engine} could read none of {plural(len(texts), 'page')}; the first: {failed[0].error}"
-        )
+        raise JobError(f"{request.engine} could read no page ({len(texts):,} tried); the first: {failed[0].error}")
     answers = iter(texts)
     for document in documents:
         document.texts = [next(answers) for _ in document.images]
