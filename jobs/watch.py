@@ -228,14 +228,16 @@ def notes(snapshot: Snapshot) -> list[str]:
 
 def show_on(console: Console) -> Callable[[Snapshot], None]:
     """Prints lines, and notes when they change: for logs, where nothing can be drawn over."""
+    from rich.text import Text
+
     before: list[str] = []
 
     def show(snapshot: Snapshot) -> None:
-        console.print(line(snapshot), markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(line(snapshot)), soft_wrap=True)
         if (told := notes(snapshot)) != before:
             before[:] = told
             for note in told:
-                console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
+                console.print(Text(f"  {note}"), soft_wrap=True)
 
     return show
 

@@ -171,7 +171,7 @@ def resume_command(directory: str, *, stack: str, region: str | None, **given: A
 
 
 def _resume(folder: RunFolder, given: dict[str, Any]) -> NoReturn:
-    from jobs.local import check_sources
+    from jobs.local import check_aws
     from jobs.runner import RunnerOptions, share_cpus
     from worker.settings import available_cpus
 
@@ -184,7 +184,8 @@ def _resume(folder: RunFolder, given: dict[str, Any]) -> NoReturn:
         retry_failed=given["retry_failed"],
     )
     if left:
-        check_sources(folder.storage, (task.uri for task in folder.tasks(min(left))))
+        uris = (task.uri for task in folder.tasks(min(left)))
+        check_aws(folder.storage, folder.run.engine, folder.run.options, uris)
     _read_and_finish(folder, sorted(left), runner, sum(left.values()), given)
 
 

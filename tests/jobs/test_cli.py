@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -166,8 +167,8 @@ def test_a_run_that_goes_on_says_which_new_options_it_does_not_take_over(folder:
     assert again.returncode == 0, again.stderr
     assert (
         "note: the run goes on as it was planned, without the new --dpi (it has 200), --lang (it has ko), "
-        f"the engine's option log (it has {folder / 'log'}), --pages (it has none), --pages-per-task (it has none), "
-        "--shards (it has 3)" in again.stderr
+        f"the engine's option log (it has {folder / 'log'}), --pages (its run.json names none), "
+        "--pages-per-task (its run.json names none), --shards (it has 3)" in again.stderr
     )
     elsewhere = pagefleet("run", "elsewhere", "--out", "out", "--resume", *COLOUR, cwd=folder)
     assert elsewhere.returncode == 2
@@ -287,6 +288,25 @@ def test_a_run_whose_listener_has_gone_goes_on(folder: Path, terminal: dict[str,
     process.stderr.close()
     process.stdout.close()
     process.wait(timeout=PATIENCE)
+    assert {document.status for document in open_run(str(folder / "out")).documents()} == {"ok"}
+
+
+def test_a_run_whose_terminal_goes_away_goes_on(folder: Path) -> None:
+    ours, its_own = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "run", "in", "--out", "out", "--no-report", *COLOUR],
+        cwd=folder,
+        env=worker_environment(TERM="xterm"),
+        stdout=subprocess.DEVNULL,
+        stderr=its_own,
+    )
+    os.close(its_own)
+    shown = b""
+    while b"starting" not in shown:  # the bar is drawn before a worker is started
+        assert select.select([ours], [], [], PATIENCE)[0], shown
+        shown += os.read(ours, 1000)
+    os.close(ours)
+    assert process.wait(timeout=PATIENCE) == 0
     assert {document.status for document in open_run(str(folder / "out")).documents()} == {"ok"}
 
 

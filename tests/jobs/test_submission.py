@@ -133,8 +133,9 @@ def test_a_job_that_is_not_found_is_not_submitted_again(faults: Faults, deployed
     submitted = pagefleet("submit", "a.png", "--run-id", "unknown", *COLOUR)
     assert submitted.exit_code == 1
     assert "it is not known whether AWS Batch has taken the job of run unknown" in submitted.stderr
-    assert "`pagefleet watch unknown`; if there is none then, submit it with --run-id unknown once more" in (
-        submitted.stderr
+    assert (
+        "`pagefleet watch unknown --stack dev`; if there is none then, submit it with --run-id unknown once more"
+        in (submitted.stderr)
     )
     assert faults.asked.count(SUBMIT) == 1
     assert ids(deployed, "unknown") == []
