@@ -236,18 +236,27 @@ class Service:
     def _check_lives(self, control: Callable[[Deadline], object], until: Deadline, failure: Exception) -> None:
         """Whether the service does what it can. Raises: Unavailable if not, for the page that has met `failure`, or
         BadRequest where it refuses that as it would any page."""
-        import httpx
-
         by = max(until.latest, self.clock.now() + PROBE_SECONDS)
-        try:
-            control(Deadline(by, by))
-        except (Answered, Broken, httpx.RequestError) as error:
-            if isinstance(error, Answered) and error.status in WRONG_RUN:
-                raise self.wrong_run(error) from error
+        if error := self.fails(control, Deadline(by, by)):
             raise Unavailable(
                 f"{self.name} reads neither the page ({self.told(failure)}) nor one of ours that it could "
                 f"({self.told(error)}): it is away"
             ) from error
+
+    def fails(self, control: Callable[[Deadline], object], until: Deadline) -> Exception | None:
+        """What the service fails with where it is asked for what it can do; None if it does it.
+
+        Raises: BadRequest where it refuses that as it would any page.
+        """
+        import httpx
+
+        try:
+            control(until)
+        except (Answered, Broken, httpx.RequestError) as error:
+            if isinstance(error, Answered) and error.status in WRONG_RUN:
+                raise self.wrong_run(error) from error
+            return error
+        return None
 
     def excuse(self, until: Deadline) -> None:
         """For a page whose time is up. Raises: Unavailable where it was the service that has taken it."""
