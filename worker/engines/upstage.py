@@ -152,6 +152,7 @@ class UpstageEngine:
     def _send(self, data: bytes, kind: str, until: Deadline) -> httpx.Response:
         """One request. Raises: Answered, httpx.RequestError."""
         self._rate.wait()
+        number = self._service.number()
         response = check(
             self._service.http.post(
                 f"{self._service.base_url}/document-digitization",
@@ -160,7 +161,7 @@ class UpstageEngine:
                 timeout=self._service.timeouts(until.at),
             )
         )
-        self._service.hear()
+        self._service.hear(number)
         return response
 
     def _control(self, until: Deadline) -> None:
