@@ -273,9 +273,19 @@ def slow_restarts(monkeypatch: pytest.MonkeyPatch, seconds: float) -> SetClock:
     return clock
 
 
-@pytest.mark.parametrize(("preset", "most"), [("hunyuan", 1), ("hunyuan-1.0", 1), ("paddleocr-vl", 4)])
-def test_pages_that_vllm_would_mix_are_asked_one_at_a_time(preset: str, most: int, lives: Lives) -> None:
-    engine = VllmEngine(EngineSettings(1, options=options(lives("live"), preset=preset, concurrency="4")))
+@pytest.mark.parametrize(
+    ("named", "most"),
+    [
+        ({"preset": "hunyuan"}, 1),
+        ({"preset": "hunyuan-1.0"}, 1),
+        ({"model": "tencent/HunyuanOCR"}, 1),
+        ({"model": "mine/hunyuanocr-receipts"}, 1),
+        ({"preset": "paddleocr-vl"}, 4),
+        ({"preset": "paddleocr-vl", "fallback": "hunyuan"}, 4),
+    ],
+)
+def test_pages_that_vllm_would_mix_are_asked_one_at_a_time(named: dict[str, str], most: int, lives: Lives) -> None:
+    engine = VllmEngine(EngineSettings(1, options=options(lives("live"), concurrency="4") | named))
     engine.close()
     assert engine.concurrency == most
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import socket
 import threading
@@ -15,7 +14,7 @@ from worker.beside import Beside, ServerLost
 from worker.engines import EngineSettings
 from worker.engines.checkpoint import Checkpoint, fetch_checkpoint
 from worker.engines.openai_server import Answer, OpenAiEngine
-from worker.engines.presets import Preset
+from worker.engines.presets import Preset, presets_of
 from worker.errors import BadRequest
 from worker.remote import Answered, Broken, Clock, Deadline, PageRefused, Unavailable
 from worker.settings import API_KEYS
@@ -39,18 +38,19 @@ class VllmEngine(OpenAiEngine):
         """Starts the server and waits for it. Raises: BadRequest where there is none to start, ServerLost."""
         self._configure(settings, clock or Clock())
         taker = self._taker
-        weights, own = taker.text("model"), taker.text("command")
+        weights = taker.text("model")
+        own, more = taker.words("command"), taker.words("server_args")
         port = taker.integer("port", 0) or _free_port()
         start_seconds = taker.number("start", START_SECONDS)
-        more = taker.text("server_args") or ""
         taker.done()
-        if self._preset.alone_with_vllm:
+        served = {name: value for name, value in settings.options.items() if name != "fallback"}
+        if any(preset.alone_with_vllm for preset in presets_of(self.name, served)):
             self.concurrency = 1
         self.model = weights or self._preset.hub_id
         if not self.model:
             raise BadRequest("engine vllm needs a model: --engine-option preset=NAME, or model=FOLDER")
         self.revision = None if weights else self._preset.revision
-        command = shlex.split(own) if own else [*_serve(self._preset, pinned=not weights), *shlex.split(more)]
+        command = own or [*_serve(self._preset, pinned=not weights), *more]
         self._downloaded = self._from_s3() if self.model.startswith("s3://") else None
         values = {
             "{model}": str(self._downloaded.folder) if self._downloaded else self.model,
