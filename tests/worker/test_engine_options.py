@@ -34,6 +34,12 @@ def test_every_engine_of_the_table_tells_which_options_it_has(engine: str) -> No
         ("upstage", {"unit": "page"}, "one of line, word"),
         ("lighton", {"raw": "perhaps"}, "yes or no"),
         ("trocr", {"batch_size": "1.5"}, "a whole number"),
+        (
+            "vllm",
+            {"command": "serve 'it"},
+            "option command is .*; it must be words as in a shell: No closing quotation",
+        ),
+        ("vllm", {"server_args": '--x "y'}, "option server_args is .*: No closing quotation"),
     ],
 )
 def test_values_are_checked_too(engine: str, options: dict[str, str], said: str) -> None:

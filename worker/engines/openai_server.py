@@ -336,6 +336,7 @@ class OpenAiEngine:
             return Answer(stop="deadline")
         service = self._service
         url, timeout = f"{service.base_url}/chat/completions", service.timeouts(until)
+        number = service.number()
         with service.http.stream("POST", url, json=body, timeout=timeout) as response:
             check(response)
             answer = Answer(request=request_id(response.headers))
@@ -354,7 +355,7 @@ class OpenAiEngine:
             raise Broken(f"the stream broke off after {len(answer.text):,} characters")
         if answer.stop in ("end", "length") and repeating_tail(answer.text) is not None:
             answer.stop = "repetition"
-        service.hear()
+        service.hear(number)
         return answer
 
     def _follow(self, answer: Answer, response: httpx.Response, until: float) -> None:

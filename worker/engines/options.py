@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -68,6 +69,14 @@ class Taker:
         if choices and value not in choices:
             raise self._wrong(name, value, f"one of {', '.join(choices)}")
         return str(value)
+
+    def words(self, name: str) -> list[str]:
+        """As a shell would part them."""
+        value = self.text(name, "")
+        try:
+            return shlex.split(value or "")
+        except ValueError as error:
+            raise self._wrong(name, value, f"words as in a shell: {error}") from error
 
     def number(self, name: str, default: float, least: float = 0.0) -> float:
         value = self._take(name)
