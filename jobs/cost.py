@@ -110,7 +110,10 @@ def estimate(
     price = table_price(definition, None)
     basis = [f"${price:.3f} an hour for a shard ({TABLE})"]
     if unknown:
-        basis.append(f"{plural(unknown, 'document')} of unknown length, taken for {MANY_FORMATS_PAGES} pages each")
+        basis.append(
+            f"{plural(unknown, 'document')} of unknown length, taken for {MANY_FORMATS_PAGES} pages each"
+            + ("" if plan.pages_per_task else ": --pages-per-task counts those that are longer than it says")
+        )
     if rate is None:
         basis.append(f"no rate of {engine} on this hardware is known before a first run")
         return Estimate(pages=pages, usd_per_hour=price, basis="; ".join(basis))

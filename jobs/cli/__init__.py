@@ -243,19 +243,26 @@ def show_command(directory: str, document: str) -> None:
 
 @main.command("engines")
 def engines_command() -> None:
-    """List the engines: where each runs, its licence, and whether it is installed.
+    """List the engines: where each runs, its licence, whether it is installed, and what it needs to be given.
 
     \b
     pagefleet engines
     """
+    from textwrap import fill
+
     from worker.engines import ENGINES, missing_modules, missing_programs
 
-    rows = []
     for name, info in ENGINES.items():
-        missing = missing_modules(name) + missing_programs(name)
-        state = f"no ({', '.join(missing)} missing): {info.install}" if missing else "yes"
-        rows.append((name, info.runs_on, info.licence, state))
-    show_table(_console(), ("engine", "runs on", "licence", "installed"), rows)
+        modules, programs = missing_modules(name), missing_programs(name)
+        ways = "; ".join([info.install] * bool(modules) + [info.programs[program] for program in programs])
+        installed = f"no ({', '.join(modules + programs)} missing): {ways}" if ways else "yes"
+        told = {"runs on": info.runs_on, "licence": info.licence, "installed": installed, "needs": info.needs}
+        click.echo(name)
+        for what, text in told.items():
+            if text:
+                click.echo(
+                    fill(text, 80, initial_indent=f"  {what:11}", subsequent_indent=" " * 13, break_on_hyphens=False)
+                )
 
 
 # ---- what the commands share

@@ -155,7 +155,7 @@ def watch_command(run: str, **given: Any) -> None:
 @click.command("fetch")
 @click.argument("run", metavar="RUN")
 @click.option("--out", metavar="DIR", help="Where to.  [default: runs/RUN-ID]")
-@click.option("--no-documents", is_flag=True, help="Only the summary, the report, failures and logs.")
+@click.option("--no-documents", is_flag=True, help="All but documents and results.*; a labelled set, too.")
 @click.option("--no-report", is_flag=True, help="Don't make report.html.")
 @stack_option
 @region_option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -400,22 +401,31 @@ def test_collect_and_report_can_be_run_again(folder: Path) -> None:
     assert pagefleet("resume", "out", cwd=folder).returncode == 0
 
 
+def listed(name: str) -> str:
+    """What `pagefleet engines` says of one, on a line."""
+    lines = CliRunner().invoke(main, ["engines"]).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    told = itertools.takewhile(lambda line: line.startswith(" "), lines[lines.index(name) + 1 :])
+    return " ".join(" ".join(told).split())
+
+
 def test_engines_are_listed_with_what_their_licences_forbid() -> None:
-    listed = {line.split()[0]: line for line in CliRunner().invoke(main, ["engines"]).stdout.splitlines()}
-    assert "not for use in the EU, the UK or South Korea; its output may not improve other models" in listed["hunyuan"]
-    assert "firms under 2 million $ of revenue" in listed["chandra"]
-    assert "Apache-2.0" in listed["lighton"]
+    assert "not for use in the EU, the UK or South Korea; its output may not improve other models" in listed("hunyuan")
+    assert "firms under 2 million $ of revenue" in listed("chandra")
+    assert "licence Apache-2.0 installed" in listed("lighton")
+
+
+def test_engines_are_listed_with_what_only_their_user_has() -> None:
+    assert "needs UPSTAGE_API_KEY in the environment, or --engine-option key_secret=ARN" in listed("upstage")
+    assert "needs --engine-option base_url=ADDRESS" in listed("openai")
+    assert "needs" not in listed("rapidocr")
 
 
 def test_vllm_is_installed_where_its_program_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def listed() -> str:
-        lines = CliRunner().invoke(main, ["engines"]).stdout.splitlines()
-        return next(line for line in lines if line.startswith("vllm "))
-
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert "no (vllm missing): " in listed()
+    assert "installed no (vllm missing): install vLLM into an environment of its own and put its" in listed("vllm")
     (tmp_path / "vllm").touch(0o755)
-    assert listed().rstrip().endswith(" yes")
+    assert "installed yes needs --engine-option preset=NAME" in listed("vllm")
 
 
 def test_a_folder_of_weights_is_found_from_wherever_the_worker_runs(folder: Path) -> None:

@@ -154,6 +154,15 @@ def test_an_estimate_is_pages_times_rate_times_price() -> None:
     assert "2.00 pages/s a shard (run one)" in told.basis
 
 
+def test_an_estimate_says_of_which_documents_it_had_to_guess_the_pages() -> None:
+    told = estimate(plan("s3://b/a.png", "s3://b/b.pdf"), "rapidocr", definition())
+    assert told.pages == 11
+    assert "1 document of unknown length, taken for 10 pages each: --pages-per-task counts those" in told.basis
+    assert "unknown" not in estimate(plan("s3://b/a.png"), "rapidocr", definition()).basis
+    asked = make_plan(["s3://b/b.pdf"], Sharding(pages_per_task=50), count_pages=lambda _: 40)  # not worth cutting
+    assert estimate(asked, "rapidocr", definition()).basis.endswith("taken for 10 pages each")
+
+
 def test_what_was_never_measured_is_not_made_up() -> None:
     told = estimate(plan("s3://b/a.png"), "hunyuan", definition(gpus=1, instance_types=["g6.xlarge"]))
     assert (told.usd, told.hours) == (None, None)

@@ -316,7 +316,7 @@ def test_a_program_that_does_not_exist() -> None:
     ("options", "says"),
     [
         ({}, "needs a model"),
-        ({"preset": "hunyuan"}, "there is no program vllm here; .* --engine openai"),
+        ({"preset": "hunyuan"}, "no program vllm here: install vLLM into an environment of its own .* --engine openai"),
         ({"preset": "hunyuan", "base_url": "http://x/v1"}, "has no option 'base_url'"),
     ],
 )

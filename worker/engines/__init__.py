@@ -96,17 +96,19 @@ class EngineInfo:
     licence: str
     requires: tuple[str, ...]  # modules that must be importable
     install: str  # how to get them
-    programs: tuple[str, ...] = ()  # that are started, unless the engine's options name others
+    programs: Mapping[str, str] = field(default_factory=dict)  # that are started, and how to get each
+    needs: str = ""  # what only the user can give
 
 
 _BASE = "`.venv/bin/pip install --require-hashes -r requirements/base.txt` in the checkout"
+INSTALL_VLLM = "install vLLM into an environment of its own and put its `vllm` on the PATH (docs/engines.md)"
 
 
 def _vision(preset: Preset) -> EngineInfo:
     licence, lines = preset.licence, preset.name == "trocr"
     return EngineInfo(
         factory="worker.engines.trocr:TrOcrEngine" if lines else "worker.engines.vision:VisionEngine",
-        runs_on=f"GPU; {preset.parameters} parameters of {preset.hub_id}",
+        runs_on=f"GPU{', or a CPU' if lines else ''}; {preset.parameters} parameters of {preset.hub_id}",
         licence=f"{licence.name}: {licence.limits}" if licence.limits else licence.name,
         requires=(
             "torch",
@@ -129,24 +131,27 @@ ENGINES: dict[str, EngineInfo] = {
     "openai": EngineInfo(
         factory="worker.engines.openai_server:OpenAiEngine",
         runs_on="any OpenAI-compatible vision server (vLLM, transformers serve, a provider)",
-        licence="the model's; see presets",
+        licence="the model's (docs/engines.md)",
         requires=("httpx",),
         install=_BASE,
+        needs="--engine-option base_url=ADDRESS; OPENAI_API_KEY in the environment, where the server wants a key",
     ),
     "vllm": EngineInfo(
         factory="worker.engines.vllm_server:VllmEngine",
         runs_on="GPU; starts `vllm serve` beside the worker",
-        licence="the model's; see presets",
+        licence="the model's (docs/engines.md)",
         requires=("httpx",),
-        programs=("vllm",),  # only building the engine refuses to do without: `command` may name another
-        install=f"{_BASE}, and vllm",
+        install=_BASE,
+        programs={"vllm": INSTALL_VLLM},  # only building the engine refuses to do without: `command` may name another
+        needs="--engine-option preset=NAME, or model=FOLDER",
     ),
     "upstage": EngineInfo(
         factory="worker.engines.upstage:UpstageEngine",
         runs_on="Upstage's API, paid by the page",
         licence="Upstage's terms of use",
         requires=("httpx",),
-        install=f"{_BASE}; UPSTAGE_API_KEY",
+        install=_BASE,
+        needs="UPSTAGE_API_KEY in the environment, or --engine-option key_secret=ARN",
     ),
     **{name: _vision(preset) for name, preset in PRESETS.items()},
 }

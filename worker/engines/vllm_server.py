@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 
 from worker.beside import Beside, ServerLost
-from worker.engines import EngineSettings
+from worker.engines import INSTALL_VLLM, EngineSettings
 from worker.engines.checkpoint import Checkpoint, fetch_checkpoint
 from worker.engines.openai_server import Answer, OpenAiEngine
 from worker.engines.presets import Preset, presets_of
@@ -218,8 +218,8 @@ def _serve(preset: Preset, *, pinned: bool) -> list[str]:
     """
     if not shutil.which("vllm"):
         raise BadRequest(
-            "engine vllm: there is no program vllm here; a GPU image has it if it is built with it (docs/image.md), a "
-            "machine with a GPU after `pip install vllm`. A server that runs elsewhere is reached with --engine openai"
+            f"engine vllm: there is no program vllm here: {INSTALL_VLLM}. A GPU image has it if it is built with it "
+            "(docs/image.md); a server that runs elsewhere is reached with --engine openai"
         )
     revision = ["--revision", "{revision}"] if pinned else []
     # vLLM would take float16 on a card without bfloat16, in which these write nonsense: better that it refuses.
