@@ -225,6 +225,8 @@ def test_a_dry_run_touches_nothing(folder: Path) -> None:
         (["run", "in", "--engine-option", "foo=bar"], "engine rapidocr has no option 'foo'; it has: backend"),
         (["run", "in", "--engine", "openai", "--engine-option", "foo=bar", "--dry-run"], "no option 'foo'; it has: "),
         (["run", "in", "--engine", "openai", "--engine-option", "timeout=soon"], "it must be a number of at least"),
+        (["run", "in", "--engine", "openai", "--dry-run"], "engine openai needs the server's address"),
+        (["run", "in", "--engine", "upstage", "--dry-run"], "engine upstage needs a key: set UPSTAGE_API_KEY"),
         (["run", "in", "--dpi", "7"], "--dpi"),
         (["run", "in", "--out", "in"], "exists and is not an empty folder"),
         (["run", "https://example.org/a.png"], "https:// is not supported"),
@@ -262,11 +264,12 @@ def test_a_run_that_is_there_is_not_written_over(folder: Path) -> None:
 
 
 def test_what_the_worker_refuses_is_wrong_usage_and_leaves_nothing(folder: Path) -> None:
-    done = pagefleet("run", "in", "--out", "out", "--engine", "openai", cwd=folder)
+    refused = ("--engine", "upstage", "--engine-option", "key_secret=arn:aws:iam::123456789012:role/no:secret")
+    done = pagefleet("run", "in", "--out", "out", *refused, cwd=folder)
     assert done.returncode == 2
     assert not (folder / "out").exists()
     assert "the worker refuses the run: " in done.stderr
-    assert pagefleet("run", "in", "--engine", "openai", cwd=folder).returncode == 2
+    assert pagefleet("run", "in", *refused, cwd=folder).returncode == 2
     assert not (folder / "runs").exists()
     assert "Traceback" not in done.stderr
     assert pagefleet("run", "in", "--out", "out", "--no-report", *COLOUR, cwd=folder).returncode == 0

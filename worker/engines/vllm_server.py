@@ -43,12 +43,10 @@ class VllmEngine(OpenAiEngine):
         port = taker.integer("port", 0) or _free_port()
         start_seconds = taker.number("start", START_SECONDS)
         more = taker.text("server_args") or ""
-        taker.done()
+        self.model = weights or self._preset.hub_id
+        taker.done(None if self.model else "a model: --engine-option preset=NAME, or model=FOLDER")
         if self._preset.alone_with_vllm:
             self.concurrency = 1
-        self.model = weights or self._preset.hub_id
-        if not self.model:
-            raise BadRequest("engine vllm needs a model: --engine-option preset=NAME, or model=FOLDER")
         self.revision = None if weights else self._preset.revision
         command = shlex.split(own) if own else [*_serve(self._preset, pinned=not weights), *shlex.split(more)]
         self._downloaded = self._from_s3() if self.model.startswith("s3://") else None
