@@ -171,7 +171,10 @@ def test_a_run_that_goes_on_says_which_new_options_it_does_not_take_over(folder:
     )
     elsewhere = pagefleet("run", "elsewhere", "--out", "out", "--resume", *COLOUR, cwd=folder)
     assert elsewhere.returncode == 2
-    assert f"reads documents below file://{folder}/in, not elsewhere: name another place" in elsewhere.stderr
+    assert "run at out reads documents below in, not elsewhere: choose another --out for" in elsewhere.stderr
+    in_part = pagefleet("run", "in", "elsewhere", "--out", "out", "--resume", "--no-report", *COLOUR, cwd=folder)
+    assert in_part.returncode == 0, in_part.stderr
+    assert "note: the run at out reads documents below in, not elsewhere: choose another --out" in in_part.stderr
 
 
 def test_selected_pages(folder: Path) -> None:
