@@ -142,7 +142,14 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     plan = local.plan_run(storage, request, out)
     if given["dry_run"]:
         into = shown(out) if given["out"] or labelling else None  # else the run itself makes up a name
-        _show_plan(plan, into, f"{local.RUNS}/", request.engine, as_json=given["as_json"])
+        from jobs.cost import estimate_charge
+        from jobs.summary import format_usd
+
+        estimate = estimate_charge(plan, request.options)
+        more = {"estimate": estimate} if estimate else {}
+        _show_plan(plan, into, f"{local.RUNS}/", request.engine, as_json=given["as_json"], **more)
+        if estimate and not given["as_json"]:
+            click.echo(f"would be charged {format_usd(estimate['usd'])}: {estimate['basis']}")
         return
     folder = local.start_run(storage, request, plan, out)
     runner = RunnerOptions(workers=workers, threads=threads)

@@ -205,6 +205,16 @@ def test_a_dry_run_touches_nothing(folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_dry_run_tells_what_a_service_would_charge(folder: Path) -> None:
+    priced = ("--engine", "upstage", "--engine-option", "price_per_page=0.01", "--dry-run")
+    done = pagefleet("run", "in", *priced, cwd=folder, UPSTAGE_API_KEY="k")
+    assert done.returncode == 0, done.stderr
+    told = "about 12 pages at $0.01; 1 document of unknown length, taken for 10 pages each"
+    assert done.stdout.splitlines()[-1] == f"would be charged $0.12: {told}"
+    done = pagefleet("run", "in/a.png", *priced, "--json", cwd=folder, UPSTAGE_API_KEY="k")
+    assert json.loads(done.stdout)["estimate"] == {"pages": 1, "usd": 0.01, "basis": "1 page at $0.01"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
