@@ -30,6 +30,7 @@ from worker.engines import check_engine, check_options
 from worker.engines.presets import PRESETS
 from worker.errors import DocumentError
 from worker.scratch import Scratch
+from worker.settings import Settings
 from worker.storage import NotFound, Storage, file_errors, to_uri, uri_path
 from worker.versions import library_versions
 
@@ -76,11 +77,11 @@ def check_out(storage: Storage, out: str) -> None:
 
 def plan_run(storage: Storage, request: Request, out: str) -> Plan:
     """Raises: UsageError where there is nothing to read; BadRequest where there is no such engine here, or it has no
-    such options."""
+    such options or lacks one."""
     if request.dataset:  # before anything is said of what to install
         check_licence(request.engine, request.options.engine_options, accept=request.dataset.accept_licence)
     check_engine(request.engine)
-    check_options(request.engine, request.options)
+    check_options(request.engine, request.options, Settings.from_environment(os.environ).api_keys)
     if request.dataset:
         plan = plan_dataset(storage, request.dataset, request.engine, request.options.engine_options)
         check_aws(storage, request.engine, request.options, (uri for uri, *_ in islice(plan.tasks, 1)))

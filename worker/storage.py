@@ -125,8 +125,10 @@ def open_storage() -> Storage:
 def to_uri(location: str) -> str:
     """The URI of a path or URI as a person types it; a slash at its end is kept.
 
-    Raises: BadRequest for a scheme that is not supported, or an S3 URI without a bucket.
+    Raises: BadRequest for a scheme that is not supported, an S3 URI without a bucket, or nothing at all.
     """
+    if not location:
+        raise BadRequest("a path or URI is empty; the current folder is .")
     if "\0" in location:
         raise BadRequest(f"{location!r} holds a NUL character, which no key or path has")
     scheme = location.partition("://")[0] if "://" in location else ""

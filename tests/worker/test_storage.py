@@ -174,6 +174,8 @@ def test_uris_of_what_a_person_types(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for wrong in ("s3://", "https://example.org/a.png", "gs://b/k"):
         with pytest.raises(BadRequest, match=wrong):
             to_uri(wrong)
+    with pytest.raises(BadRequest, match="is empty"):
+        to_uri("")
     with pytest.raises(BadRequest):
         open_storage().read("ftp://a/b")
 

@@ -98,13 +98,9 @@ class OpenAiEngine:
         """Waits for the server. Raises: BadRequest for wrong options or a wrong key, Unavailable past the deadline."""
         self._configure(settings, clock or Clock())
         taker = self._taker
-        base_url = taker.text("base_url")
+        base_url = taker.text("base_url") or ""
         model = taker.text("model")
-        taker.done()
-        if not base_url:
-            raise BadRequest(
-                f"engine {self.name} needs the server's address: --engine-option base_url=http://127.0.0.1:8000/v1"
-            )
+        taker.done(None if base_url else "the server's address: --engine-option base_url=http://127.0.0.1:8000/v1")
         self._connect(base_url, settings.api_keys.get(KEY))
         try:
             self._wait_ready(model)

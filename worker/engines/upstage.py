@@ -103,10 +103,10 @@ class UpstageEngine:
         secret = taker.text("key_secret")
         patience = taker.patience(settings.timeout, attempts=6, deadline=min(500.0, 0.8 * settings.timeout))
         base_url, timeout = taker.text("base_url") or BASE_URL, taker.number("timeout", TIMEOUT, 0.001)
-        taker.done()
-        key = _read_secret(secret) if secret else settings.api_keys.get(KEY)
-        if not key:
-            raise BadRequest(f"engine upstage needs a key: set {KEY}, or --engine-option key_secret=ARN of a secret")
+        key = settings.api_keys.get(KEY)
+        taker.done(None if key or secret else f"a key: set {KEY}, or --engine-option key_secret=ARN of a secret")
+        if secret:
+            key = _read_secret(secret)
         self._service = Service(
             name="Upstage",
             base_url=base_url,

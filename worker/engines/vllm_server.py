@@ -42,13 +42,11 @@ class VllmEngine(OpenAiEngine):
         own, more = taker.words("command"), taker.words("server_args")
         port = taker.integer("port", 0) or _free_port()
         start_seconds = taker.number("start", START_SECONDS)
-        taker.done()
+        self.model = weights or self._preset.hub_id
+        taker.done(None if self.model else "a model: --engine-option preset=NAME, or model=FOLDER")
         served = {name: value for name, value in settings.options.items() if name != "fallback"}
         if any(preset.alone_with_vllm for preset in presets_of(self.name, served)):
             self.concurrency = 1
-        self.model = weights or self._preset.hub_id
-        if not self.model:
-            raise BadRequest("engine vllm needs a model: --engine-option preset=NAME, or model=FOLDER")
         self.revision = None if weights else self._preset.revision
         command = own or [*_serve(self._preset, pinned=not weights), *more]
         self._downloaded = self._from_s3() if self.model.startswith("s3://") else None
