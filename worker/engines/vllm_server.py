@@ -152,7 +152,7 @@ class VllmEngine(OpenAiEngine):
             failure = self._service.fails(super()._control, by)
         if failure:
             why = self._service.told(failure)
-            raise Unavailable(f"{self._service.name} runs, but does not read even a page of ours: {why}") from failure
+            raise Unavailable(f"{self._service.name} does not read even a page of ours: {why}") from failure
         self._server.vouch()
         if until.own < until.latest:
             until.extend(self._clock.now() - began)
