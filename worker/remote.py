@@ -57,7 +57,7 @@ class Patience:
     attempts: int = 6  # the first included
     first_wait: float = 1.0  # doubled each time; half of it is chance, so that many workers don't come back at once
     longest_wait: float = 60.0  # unless a `Retry-After` asks for more
-    deadline: float = 300.0  # for all of it: what asks to wait past it has failed
+    deadline: float = 300.0  # for all of it: what asks to wait past it has failed. No more than `call`
     call: float = 540.0  # with what the page waits for that is not its own doing. Less than `Options.engine_timeout`
 
 
@@ -67,6 +67,7 @@ class Deadline:
 
     own: float  # but for what it has had to wait for, which `extend` gives back
     latest: float  # whatever it has had to wait for
+    given: float = 0.0  # seconds of its own
 
     @property
     def at(self) -> float:
@@ -79,6 +80,10 @@ class Deadline:
 
     def extend(self, seconds: float) -> None:
         self.own += seconds
+
+    def give_all(self) -> None:
+        self.given += max(0.0, self.latest - self.own)
+        self.own = self.latest
 
 
 class PageRefused(Exception):
@@ -168,7 +173,7 @@ class Service:
     def until(self) -> Deadline:
         """When the time for a page that begins now will be up."""
         now, patience = self.clock.now(), self.patience
-        return Deadline(now + patience.deadline, now + max(patience.call, patience.deadline))
+        return Deadline(now + patience.deadline, now + patience.call, patience.deadline)
 
     def number(self) -> int:
         """Of a request, to be asked for when it is sent."""
@@ -222,18 +227,21 @@ class Service:
             late = self.clock.now() + wait > until.at
             if late and not last:
                 self.excuse(until)
-            if last or (busy and (late or tries == patience.attempts)):
+            if last or (busy and (late or tries >= patience.attempts)):
                 break
-            last = late or tries + 1 >= patience.attempts
+            last = not busy and (late or tries + 1 >= patience.attempts)  # only past `control` is a try the last one
             sent = self.sent
             if late:
-                until.own = until.latest  # once more, in what is left of the call
+                until.give_all()  # once more, in what is left of the call
             else:
                 log.info("%s: %s; trying again in %.1f s", self.name, self.told(failure), wait)
                 self.clock.sleep(wait)
-            if last and not busy:
+            if last:
                 if self.heard <= sent:
+                    asked = self.clock.now()
                     self._check_lives(control, until, failure)
+                    if not late:  # else it has all by now
+                        until.extend(self.clock.now() - asked)
                 lives = True
         if lives and not busy:
             raise PageRefused(
@@ -244,8 +252,12 @@ class Service:
     def _check_lives(self, control: Callable[[Deadline], object], until: Deadline, failure: Exception) -> None:
         """Whether the service does what it can. Raises: Unavailable if not, for the page that has met `failure`, or
         BadRequest where it refuses that as it would any page."""
-        by = max(until.latest, self.clock.now() + PROBE_SECONDS)
-        if error := self.fails(control, Deadline(by, by)):
+        if self.clock.now() >= until.latest:
+            raise Unavailable(
+                f"{self.name} did not read the page ({self.told(failure)}), and there is no time left to see whether "
+                "it reads others; try --engine-option page_deadline=N with a smaller N"
+            ) from failure
+        if error := self.fails(control, Deadline(until.latest, until.latest)):
             raise Unavailable(
                 f"{self.name} reads neither the page ({self.told(failure)}) nor one of ours that it could "
                 f"({self.told(error)}): it is away"
@@ -261,10 +273,11 @@ class Service:
         try:
             control(until)
         except (Answered, Broken, httpx.RequestError) as error:
-            if isinstance(error, Answered) and error.status in WRONG_RUN:
+            if not isinstance(error, Answered) or error.status >= 500 or error.status in BUSY:
+                return error
+            if error.status in WRONG_RUN:
                 raise self.wrong_run(error) from error
-            return error
-        return None
+        return None  # what refuses our page, too, is there
 
     def excuse(self, until: Deadline) -> None:
         """For a page whose time is up. Raises: Unavailable where it was the service that has taken it."""

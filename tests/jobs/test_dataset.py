@@ -605,7 +605,7 @@ class Upstage:
         threading.Thread(target=self._serve, daemon=True).start()
 
     def options(self) -> list[str]:
-        options = (f"base_url=http://127.0.0.1:{self.port}/v1", "rate=10000", "attempts=10000", "page_deadline=550")
+        options = (f"base_url=http://127.0.0.1:{self.port}/v1", "rate=10000", "attempts=10000", "page_deadline=540")
         return ["--engine", "upstage", *(f"--engine-option={option}" for option in options)]
 
     def close(self) -> None:

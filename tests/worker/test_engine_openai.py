@@ -33,7 +33,7 @@ from tests.faults.services import (
 from worker.engines import EngineSettings, PageImage, PageText
 from worker.engines.openai_server import OpenAiEngine
 from worker.errors import BadRequest, TryAgain
-from worker.remote import Clock
+from worker.remote import Clock, Deadline
 from worker.settings import API_KEYS
 
 NOTHING = Reply(status=500)
@@ -241,23 +241,125 @@ def test_a_server_that_is_busy_says_nothing_of_the_page(busy: Reply) -> None:
         read(lambda _, asked: stream(["fine"]) if asked.is_control else busy, attempts=3)
 
 
-@pytest.mark.parametrize("seconds", [300, 599])
-def test_a_page_whose_time_is_up_is_asked_for_once_more_where_others_are_read(seconds: float) -> None:
+def test_a_page_whose_time_is_up_is_asked_for_once_more_where_others_are_read() -> None:
     """None of its tries may have fallen into a time in which the server was there."""
     clock = SetClock()
 
     def script(_: int, asked: Asked) -> Reply:
         if asked.is_control:
             return stream(["CONTROL"])
-        clock.time += seconds - 0.01
+        clock.time += 299.99
         return Reply(cut=True)
 
     with faulty_service(script) as service:
-        reader = engine(service, clock, page_deadline=seconds)
+        reader = engine(service, clock)
         (text,) = reader.read([page()])
         reader.close()
     assert "in 2 tries, while it reads others" in str(text.error)
     assert [asked.is_control for asked in service.asked[:2]] == [False, True]
+
+
+def test_no_page_of_ours_is_asked_for_past_the_time_of_a_call() -> None:
+    """The worker would be given up, and the page with it."""
+    clock = SetClock()
+
+    def script(*_: Any) -> Reply:
+        clock.time += 540
+        return Reply(cut=True)
+
+    with faulty_service(script) as service:
+        reader = engine(service, clock, page_deadline="540")
+        with pytest.raises(TryAgain, match=r"there is no time left to see whether it reads others; .*page_deadline=N"):
+            reader.read([page()])
+        reader.close()
+    assert len(service.asked) == 1
+
+
+def test_a_page_of_ours_is_waited_for_no_longer_than_a_call_may_take() -> None:
+    clock = SetClock()
+    asked_until: list[float] = []
+
+    def script(_: int, asked: Asked) -> Reply:
+        clock.time += 7.9
+        return Reply(cut=True)
+
+    with faulty_service(script) as service:
+        reader = OpenAiEngine(
+            EngineSettings(1, timeout=12.0, options={"base_url": service.url, "page_deadline": "8"}),
+            Clock(clock.now, clock.sleep),
+        )
+        control = reader._control
+
+        def noted(until: Deadline) -> None:
+            asked_until.append(until.at)
+            control(until)
+
+        reader._control = noted  # type: ignore[method-assign]
+        with pytest.raises(TryAgain, match="nor one of ours"):
+            reader.read([page()])
+        reader.close()
+    assert asked_until == [pytest.approx(1000 + 0.9 * 12)]
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_a_server_that_refuses_the_page_of_ours_is_there(status: int) -> None:
+    text, service, _ = read(
+        lambda _, asked: json_reply({"detail": "too small"}, status) if asked.is_control else Reply(status=500),
+        attempts=3,
+    )
+    assert "could not read the page in 3 tries, while it reads others" in str(text.error)
+    assert [asked.is_control for asked in service.asked] == [False, False, True, False]
+
+
+def test_a_page_that_meets_a_busy_server_in_between_fails_all_the_same() -> None:
+    """Being busy says nothing of the page: there is a page of ours and a try more."""
+    replies = [Reply(status=500), json_reply({}, 429)]
+
+    def script(number: int, asked: Asked) -> Reply:
+        return stream(["fine"]) if asked.is_control else replies[number == 2]
+
+    text, service, _ = read(script, attempts=3)
+    assert "could not read the page in 4 tries, while it reads others: 500" in str(text.error)
+    assert [asked.is_control for asked in service.asked] == [False, False, False, True, False]
+
+
+def test_the_time_that_a_page_of_ours_takes_is_not_the_page_s() -> None:
+    clock = SetClock()
+
+    def script(number: int, asked: Asked) -> Reply:
+        if asked.is_control:
+            clock.time += 150
+            return stream(["CONTROL"])
+        clock.time += 100 if number == 1 else 0
+        return Reply(status=500) if number < 3 else stream(["fine"])
+
+    with faulty_service(script) as service:
+        reader = engine(service, clock, attempts=2, page_deadline="200")
+        (text,) = reader.read([page()])
+        reader.close()
+    assert (text.error, text.markdown) == (None, "fine")
+
+
+def test_a_page_is_told_how_long_it_had() -> None:
+    """Its last try has what is left of the call."""
+    clock = SetClock()
+
+    def dripping() -> Iterator[str]:
+        for number in itertools.count():
+            clock.time += 100
+            yield f"drop {number}, "
+
+    def script(number: int, asked: Asked) -> Reply:
+        if asked.is_control:
+            return stream(["CONTROL"])
+        clock.time += 299.99 if number == 1 else 0
+        return Reply(cut=True) if number == 1 else stream(dripping())
+
+    with faulty_service(script) as service:
+        reader = engine(service, clock)
+        (text,) = reader.read([page()])
+        reader.close()
+    assert "was not done within 540 s" in str(text.error)
 
 
 def test_a_server_that_goes_silent_until_the_page_s_time_is_up_is_no_document_s_fault() -> None:
@@ -576,7 +678,7 @@ def test_a_page_that_no_processor_takes_is_not_sent() -> None:
         ({"fallback": "openai"}, "fallback=openai: that engine needs options of its own"),
         ({"fallback": "vllm"}, "fallback=vllm: that engine needs options of its own"),
         ({"fallback": "upstage"}, "fallback=upstage: that engine needs options of its own"),
-        ({"page_deadline": "600"}, "page_deadline is '600'; it must be less than the 600 s of `engine_timeout`"),
+        ({"page_deadline": "541"}, "page_deadline is '541'; it must be at most 540, of the 600 s of `engine_timeout`"),
         ({"concurrency": "0"}, "a number of at least 1"),
         ({"colour": "red"}, "has no option 'colour'; it has: attempts, base_url"),
     ],

@@ -354,7 +354,7 @@ def test_a_page_that_is_too_large_as_png_is_sent_as_jpeg(monkeypatch: pytest.Mon
         ({"key_secret": KEY}, "looks like a secret"),
         ({"key_secret": "arn:aws:s3:::bucket"}, "must be the ARN of a secret"),
         ({"unit": "page"}, "must be one of line, word"),
-        ({"page_deadline": "900"}, "must be less than the 600 s of `engine_timeout`"),
+        ({"page_deadline": "900"}, "must be at most 540, of the 600 s of `engine_timeout`"),
         ({"rate": "0"}, "must be a number of at least 0.01"),
     ],
 )

@@ -247,10 +247,10 @@ class OpenAiEngine:
             return self._parsed(page, answer.text, details)
         if so_far:
             details["text"] = so_far[: repeating_tail(so_far)]  # what was read is not lost
-        return self._fallback.read(page, self._why(answer.stop, retry + 1), details)
+        return self._fallback.read(page, self._why(answer.stop, retry + 1, until.given), details)
 
-    def _why(self, stop: str | None, attempts: int) -> str:
-        """Why a page has no text, and what to do."""
+    def _why(self, stop: str | None, attempts: int, seconds: float) -> str:
+        """Why a page has no text, and what to do. `seconds` is how long it has had."""
         if stop == "repetition":
             return f"the model repeats itself, in each of {attempts} attempts; try --engine-option fallback=rapidocr"
         if stop == "length":
@@ -259,10 +259,7 @@ class OpenAiEngine:
                 "try --engine-option max_new_tokens=N with a larger N"
             )
         if stop == "deadline":
-            return (
-                f"the model was not done within {self._patience.deadline:g} s; "
-                "try --engine-option page_deadline=N with a larger N"
-            )
+            return f"the model was not done within {seconds:g} s; try --engine-option page_deadline=N with a larger N"
         return f"the server ended the text: {stop}"
 
     def _parsed(self, page: PageImage, text: str, details: dict[str, Any]) -> PageText:

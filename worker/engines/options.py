@@ -102,10 +102,11 @@ class Taker:
 
     def patience(self, timeout: float, *, attempts: int, deadline: float) -> Patience:
         """Of the options `attempts` and `page_deadline`, where a call of the engine may take `timeout` seconds."""
-        deadline = self.number("page_deadline", deadline, 0.001)
-        if deadline >= timeout:
-            raise self._wrong("page_deadline", f"{deadline:g}", f"less than the {timeout:g} s of `engine_timeout`")
-        return Patience(self.integer("attempts", attempts, 1), deadline=deadline, call=CALL_SHARE * timeout)
+        deadline, call = self.number("page_deadline", deadline, 0.001), CALL_SHARE * timeout
+        if deadline > call:
+            most = f"at most {call:g}, of the {timeout:g} s of `engine_timeout`"
+            raise self._wrong("page_deadline", f"{deadline:g}", most)
+        return Patience(self.integer("attempts", attempts, 1), deadline=deadline, call=call)
 
     def done(self, lacking: str | None = None) -> None:
         if unknown := sorted(self._options):

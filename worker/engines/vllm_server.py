@@ -99,9 +99,9 @@ class VllmEngine(OpenAiEngine):
         alone = getattr(self._mine, "suspect", None) is image
         with self._lane.enter(alone=alone, seconds=self._left(until)):
             self._server.wait(self._left(until))
+            until.extend(self._clock.now() - came)
             if alone:
                 self._prove(until)
-            until.extend(self._clock.now() - came)
             unheard = False
             while True:
                 life = self._server.starts
@@ -142,7 +142,7 @@ class VllmEngine(OpenAiEngine):
 
         Raises: Unavailable or ServerLost where it doesn't read it, BadRequest where it reads none.
         """
-        by = Deadline(until.latest, until.latest)
+        began, by = self._clock.now(), Deadline(until.latest, until.latest)
         life = self._server.starts
         failure = self._service.fails(super()._control, by)
         if failure and self._left(until):
@@ -150,8 +150,10 @@ class VllmEngine(OpenAiEngine):
             failure = self._service.fails(super()._control, by)
         if failure:
             why = self._service.told(failure)
-            raise Unavailable(f"{self._service.name} runs, but does not read even a page of ours: {why}") from failure
+            raise Unavailable(f"{self._service.name} does not read even a page of ours: {why}") from failure
         self._server.vouch()
+        if until.own < until.latest:
+            until.extend(self._clock.now() - began)
 
     def _alive(self) -> bool:
         import httpx
