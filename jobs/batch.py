@@ -432,17 +432,17 @@ def open_batch_run(storage: Storage, location: str, aws: Aws | None = None, stac
     record = read_record(storage, folder.paths)
     if record and folder.uri != record.run:
         return open_batch_run(storage, record.run, aws, stack)
-    if record is None and aws and stack:
+    if record is None and aws and stack and is_submitted(folder.run):
         if folder.uri != stack.run_uri(folder.run.id):
             raise UsageError(f"{location} is not a run of stack {stack.stack}: name its own with --stack")
         record = with_lost_jobs(aws, folder, stack, None)
-        if record and not storage.create(folder.paths.file(FILE), _serialized(record)):
+        if record is None:
+            raise UsageError(
+                f"AWS Batch lists no job of run {folder.run.id} in stack {stack.stack}: submit it with --run-id "
+                f"{folder.run.id} once more"
+            )
+        if not storage.create(folder.paths.file(FILE), _serialized(record)):
             record = read_record(storage, folder.paths)  # of whoever has the claim
-    if record is None and stack and is_submitted(folder.run):
-        raise UsageError(
-            f"AWS Batch lists no job of run {folder.run.id} in stack {stack.stack}: submit it with --run-id "
-            f"{folder.run.id} once more"
-        )
     if record is None:
         raise UsageError(
             f"run {folder.run.id} at {location} was not submitted to AWS Batch: it has no {FILE}; "
