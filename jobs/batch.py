@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from jobs.aws import Aws, AwsError, NoAnswer, chunks
+from jobs.aws import Aws, AwsError, Credentials, Denied, NoAnswer, chunks
 from jobs.dataset import DatasetRequest, plan_dataset
 from jobs.errors import JobError, UsageError
 from jobs.local import page_counter, versions
@@ -627,13 +627,17 @@ def _submit(
         )["jobId"]
     except NoAnswer as error:
         log.warning("%s: looking for the job for %.0f s, so that there are not two", error, sum(LOOKS))
-        job_id = _look_for_job(aws, queue.arn, paths, run_id, known)
+        job_id, listed = None, f"It lists none {sum(LOOKS):.0f} s later"
+        try:
+            job_id = _look_for_job(aws, queue.arn, paths, run_id, known)
+        except AwsError as unlisted:
+            listed = f"Its jobs could not be listed since: {unlisted}"
         if job_id is None:
             words, failed = run_words(run_id, stack.stack), " --retry-failed" if retry_failed else ""
             again = f"`pagefleet resume {words}{failed}`" if resumed_after else f"submit it with --run-id {run_id}"
             raise JobError(
-                f"it is not known whether AWS Batch has taken the job of run {run_id}: {error}. It lists none "
-                f"{sum(LOOKS):.0f} s later, and nothing was asked for twice. Look again in some minutes, with "
+                f"it is not known whether AWS Batch has taken the job of run {run_id}: {error}. {listed}. Nothing was "
+                f"asked for twice. Look again in some minutes, with "
                 f"`pagefleet watch {words}`; if there is none then, {again} once more"
             ) from error
     return JobRecord(
@@ -665,12 +669,23 @@ def _serialized(record: BatchRecord) -> bytes:
 
 
 def _look_for_job(aws: Aws, queue: str, paths: RunPaths, run_id: str, known: Collection[str]) -> str | None:
-    """A job of the run that is new; its claim keeps everybody else from submitting one."""
+    """A job of the run that is new; its claim keeps everybody else from submitting one.
+
+    Raises: AwsError where the last look failed.
+    """
+    failed: AwsError | None = None
     for pause in LOOKS:
         aws.sleep(pause)
-        with suppress(AwsError):  # what has swallowed the answer may last
+        try:
             if new := _jobs_of(aws, [queue], paths, run_id, known):
                 return str(new[0]["jobId"])
+            failed = None
+        except (Denied, Credentials):
+            raise
+        except AwsError as error:  # what has swallowed the answer may last
+            failed = error
+    if failed:
+        raise failed
     return None
 
 

@@ -283,6 +283,19 @@ def test_a_submitted_run_without_a_job_is_submitted_once_more(faults: Faults, de
     assert json.loads(pagefleet("runs", "--json").stdout)["runs"][0]["state"] == "not submitted"
 
 
+def test_jobs_that_cannot_be_listed_are_not_said_to_be_none(faults: Faults, deployed: Deployed) -> None:
+    lost = faults.lose("submit", "a.png", "--run-id", "denied", *COLOUR)
+    assert "Its jobs could not be listed since: AWS denies batch list_jobs" in lost.stderr
+    assert "lists none" not in lost.stderr
+    assert faults.asked[faults.asked.index(SUBMIT) :].count(LIST) == 1  # it won't be allowed a moment later
+
+    faults.planned = {SUBMIT: ["error"]}
+    assert (
+        "It lists none 0 s later. Nothing was asked for twice"
+        in pagefleet("submit", "a.png", "--run-id", "none", *COLOUR).stderr
+    )
+
+
 def test_who_only_reads_a_run_changes_no_record_of_somebody_else(faults: Faults, deployed: Deployed) -> None:
     faults.lose("submit", "a.png", "--run-id", "read", *COLOUR)
     assert pagefleet("watch", "read", "--wait-minutes", "0").exit_code == 5
