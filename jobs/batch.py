@@ -221,13 +221,13 @@ class BatchRun:
                 numbers = []
             else:  # an array's indices begin at 0 and have no gaps
                 storage.write(paths.numbers(resumed_after), (json.dumps(numbers) + "\n").encode())
-            check_claim()
             job = _submit(
                 self.aws,
                 paths,
                 self.id,
                 self.record.job.kind,
                 stack,
+                check_claim,
                 known={job.id for job in self.record.jobs},
                 shards=len(left),
                 numbers=numbers or None,
@@ -395,10 +395,8 @@ def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, pla
     with _claimed(storage, paths, run_id) as check_claim:
         check_free(aws, storage, stack, run_id)  # once more: somebody may have been done in the meantime
         write_plan(storage, paths, plan, run)
-        check_claim()
-        job = _submit(
-            aws, paths, run_id, kind, stack, shards=plan.shards, timeout=attempt_timeout(plan, request.engine)
-        )
+        timeout = attempt_timeout(plan, request.engine)
+        job = _submit(aws, paths, run_id, kind, stack, check_claim, shards=plan.shards, timeout=timeout)
         record = BatchRecord(
             run=paths.base, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[job]
         )
@@ -594,6 +592,7 @@ def _submit(
     run_id: str,
     kind: str,
     stack: Stack,
+    check_claim: Callable[[], None],
     *,
     shards: int,
     known: Collection[str] = (),
@@ -619,6 +618,7 @@ def _submit(
         job_id = aws.call_once(  # SubmitJob has no client token: done twice, there are two jobs
             "batch",
             "submit_job",
+            check_claim,
             jobName=job_name(run_id),
             jobQueue=queue.arn,
             jobDefinition=definition.arn,

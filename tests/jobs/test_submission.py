@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -305,6 +306,19 @@ def test_who_only_reads_a_run_changes_no_record_of_somebody_else(faults: Faults,
     faults.meanwhile[LIST] = lambda: put(deployed, "read/batch.json", json.dumps(record))
     assert pagefleet("watch", "read", "--wait-minutes", "0").exit_code == 5
     assert deployed.record("read") == record
+
+
+def test_the_claim_counts_whenever_the_job_is_asked_for(
+    faults: Faults, deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda *_: 0.0)
+    faults.planned[SUBMIT] = ["throttled", None]
+    faults.meanwhile[SUBMIT] = lambda: put(deployed, "slow/claims/0002.json", '{"time": "2026-01-01T00:00:00Z"}')
+    submitted = pagefleet("submit", "a.png", "--run-id", "slow", *COLOUR)
+    assert submitted.exit_code == 1, submitted.output
+    assert "run slow was taken over" in submitted.stderr
+    assert faults.asked.count(SUBMIT) == 1
+    assert ids(deployed, "slow") == []
 
 
 def test_only_what_aws_has_not_done_is_asked_for_again(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
