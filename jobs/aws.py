@@ -75,11 +75,11 @@ class Aws:
         Each time `check` is called before; where it raises, nothing is asked for.
         Raises: as `call`; NoAnswer where it is not known whether it was done.
         """
-        what, client = f"{service} {operation}", self._client(service, attempts=1)
+        what = f"{service} {operation}"
         for attempt in range(1, ATTEMPTS + 1):
             check()
             try:
-                return self._told(what, lambda: getattr(client, operation)(**arguments))
+                return self._told(what, lambda: getattr(self._client(service, attempts=1), operation)(**arguments))
             except (Throttled, Unreachable):
                 if attempt == ATTEMPTS:
                     raise

@@ -14,7 +14,7 @@ from click.testing import Result
 
 from jobs import aws as aws_module
 from jobs import batch as batch_module
-from jobs.aws import Aws, NoAnswer, Throttled, Unreachable
+from jobs.aws import Aws, Credentials, NoAnswer, Throttled, Unreachable
 from tests.faults.proxy import faulty_proxy
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_batch import pagefleet
@@ -319,6 +319,13 @@ def test_the_claim_counts_whenever_the_job_is_asked_for(
     assert "run slow was taken over" in submitted.stderr
     assert faults.asked.count(SUBMIT) == 1
     assert ids(deployed, "slow") == []
+
+
+def test_a_missing_region_is_told_whatever_is_asked(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    for ask in (Aws().call, Aws().call_once):
+        with pytest.raises(Credentials, match="region"):
+            ask("batch", "submit_job", jobName="x", jobQueue="cpu-queue", jobDefinition="ocr-cpu")
 
 
 def test_only_what_aws_has_not_done_is_asked_for_again(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
