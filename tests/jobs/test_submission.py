@@ -328,6 +328,15 @@ def test_a_missing_region_is_told_whatever_is_asked(deployed: Deployed, monkeypa
             ask("batch", "submit_job", jobName="x", jobQueue="cpu-queue", jobDefinition="ocr-cpu")
 
 
+def test_who_waits_for_a_lost_job_is_told_so(faults: Faults, deployed: Deployed) -> None:
+    faults.planned[SUBMIT] = ["lost"]
+    submitted = pagefleet("submit", "a.png", "--run-id", "told", *COLOUR)
+    assert submitted.exit_code == 0, submitted.output
+    (note,) = [line for line in submitted.stderr.splitlines() if "looking for the job" in line]
+    assert note.startswith("note: AWS gives no answer to batch submit_job")
+    assert note.endswith("looking for the job for 0 s, so that there are not two")
+
+
 def test_only_what_aws_has_not_done_is_asked_for_again(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     request = {"jobName": "x", "jobQueue": "cpu-queue", "jobDefinition": "ocr-cpu"}
