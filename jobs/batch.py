@@ -563,27 +563,35 @@ def _claim_time(storage: Storage, uri: str) -> datetime:
 
 def _recovered(detail: dict[str, Any], folder: RunFolder, stack: Stack, kind: str) -> JobRecord:
     """A job's record, from what Batch says of it."""
-    definition = stack.definition(kind)
     environment = _environment(detail)
-    numbers = environment.get("PAGEFLEET_SHARDS")
+    shards = detail.get("arrayProperties", {}).get("size", 1)
     return JobRecord(
+        **_hardware(stack.definition(kind)),
         id=detail["jobId"],
         name=detail["jobName"],
         queue=detail["jobQueue"],
         kind=kind,
         definition=detail["jobDefinition"],
-        vcpus=definition.vcpus,
-        memory=definition.memory,
-        gpus=definition.gpus,
-        spot=definition.spot,
-        instance_types=definition.instance_types,
         submitted=_time(detail["createdAt"]) or datetime.now(UTC),
-        shards=detail.get("arrayProperties", {}).get("size", 1),
-        numbers=json.loads(folder.storage.read(numbers)) if numbers else None,
+        shards=shards,
+        numbers=_read_numbers(folder.storage, environment.get("PAGEFLEET_SHARDS"), shards),
         timeout=detail.get("timeout", {}).get("attemptDurationSeconds"),
         resumed_after=int(environment.get("PAGEFLEET_ATTEMPT_OFFSET", 0)),
         retry_failed=bool(environment.get("PAGEFLEET_RETRY_FAILED")),
     )
+
+
+def _read_numbers(storage: Storage, uri: str | None, shards: int) -> list[int] | None:
+    """The numbers of a job's shards; None also where the file is gone, or is a later job's by now."""
+    try:
+        numbers: list[int] = json.loads(storage.read(uri)) if uri else []
+    except NotFound:
+        return None
+    return numbers if len(numbers) == shards else None
+
+
+def _hardware(definition: JobDefinition) -> dict[str, Any]:
+    return definition.model_dump(include={"vcpus", "memory", "gpus", "spot", "instance_types"})
 
 
 def _submit(
@@ -641,16 +649,12 @@ def _submit(
                 f"`pagefleet watch {words}`; if there is none then, {again} once more"
             ) from error
     return JobRecord(
+        **_hardware(definition),
         id=job_id,
         name=job_name(run_id),
         queue=queue.arn,
         kind=kind,
         definition=definition.arn,
-        vcpus=definition.vcpus,
-        memory=definition.memory,
-        gpus=definition.gpus,
-        spot=definition.spot,
-        instance_types=definition.instance_types,
         submitted=datetime.now(UTC).replace(microsecond=0),
         shards=shards,
         numbers=numbers,

@@ -337,6 +337,23 @@ def test_who_waits_for_a_lost_job_is_told_so(faults: Faults, deployed: Deployed)
     assert note.endswith("looking for the job for 0 s, so that there are not two")
 
 
+@pytest.mark.parametrize("numbers", ["[7]", None])
+def test_the_shards_of_a_found_job_are_its_own(faults: Faults, deployed: Deployed, numbers: str | None) -> None:
+    keys = [f"{number}.png" for number in range(3)]
+    assert pagefleet("submit", *keys, "--shards", "3", "--run-id", "some", *COLOUR).exit_code == 0
+    put(deployed, "some/documents/0.png.json", "{}")
+    for shard in range(3):
+        deployed.jobs.tell(f"{deployed.job('some')}:{shard}", "FAILED", {"statusReason": "the machine was gone"})
+    faults.lose("resume", "some")
+    if numbers:  # of a later resume
+        put(deployed, "some/numbers/00001.json", numbers)
+    else:
+        deployed.client("s3").delete_object(Bucket="outputs", Key="runs/some/numbers/00001.json")
+    assert "run some is live" in pagefleet("resume", "some").stderr
+    assert (deployed.record("some")["jobs"][-1]["shards"], deployed.record("some")["jobs"][-1]["numbers"]) == (2, None)
+    assert pagefleet("watch", "some", "--wait-minutes", "0").exit_code == 5
+
+
 def test_only_what_aws_has_not_done_is_asked_for_again(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
     slept: list[float] = []
     request = {"jobName": "x", "jobQueue": "cpu-queue", "jobDefinition": "ocr-cpu"}
