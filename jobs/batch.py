@@ -36,7 +36,7 @@ from jobs.plan import (
     write_plan,
 )
 from jobs.results import RunFolder, open_run
-from jobs.stack import JobDefinition, Stack
+from jobs.stack import JobDefinition, Queue, Stack
 from jobs.wording import plural, run_words
 from worker.contract import Options, Record, Run, RunPaths
 from worker.engines import ENGINES, check_options
@@ -358,10 +358,9 @@ def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str) -> None:
     """
     paths = RunPaths(stack.run_uri(run_id))
     record = read_record(storage, paths)
-    queues = [
-        queue.arn for queue in stack.queues.values()
-    ]  # of any kind: it may have been asked for with another engine
-    jobs = [job.id for job in record.jobs] if record else [job["jobId"] for job in _jobs_of(aws, queues, paths, run_id)]
+    # In all queues: it may have been submitted with another engine.
+    found = [] if record else _jobs_of(aws, stack.queues.values(), paths, run_id)
+    jobs = [job.id for job in record.jobs] if record else [str(job["jobId"]) for job in found]
     if not jobs:
         if next(iter(storage.list(paths.file("receipts/"))), None):
             raise UsageError(f"{paths.base} holds a run that was not read on AWS Batch: choose another --run-id")
@@ -464,10 +463,9 @@ def with_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchRecor
     """
     known = {job.id for job in record.jobs} if record else set()
     kinds = {definition.name: kind for kind, definition in stack.job_definitions.items()}
-    queues = [queue.arn for queue in stack.queues.values()]
     found = [
         _recovered(detail, folder, stack, kinds[name])
-        for detail in _jobs_of(aws, queues, folder.paths, folder.run.id, known)
+        for detail in _jobs_of(aws, stack.queues.values(), folder.paths, folder.run.id, known)
         if (name := detail["jobDefinition"].rpartition("/")[2].partition(":")[0]) in kinds
     ]
     if not found:
@@ -637,7 +635,7 @@ def _submit(
         log.warning("%s: looking for the job for %.0f s, so that there are not two", error, sum(LOOKS))
         job_id, listed = None, f"It lists none {sum(LOOKS):.0f} s later"
         try:
-            job_id = _look_for_job(aws, queue.arn, paths, run_id, known)
+            job_id = _look_for_job(aws, queue, paths, run_id, known)
         except AwsError as unlisted:
             listed = f"Its jobs could not be listed since: {unlisted}"
         if job_id is None:
@@ -645,8 +643,8 @@ def _submit(
             again = f"`pagefleet resume {words}{failed}`" if resumed_after else f"submit it with --run-id {run_id}"
             raise JobError(
                 f"it is not known whether AWS Batch has taken the job of run {run_id}: {error}. {listed}. Nothing was "
-                f"asked for twice. Look again in some minutes, with "
-                f"`pagefleet watch {words}`; if there is none then, {again} once more"
+                f"asked for twice. Look again in some minutes, with `pagefleet watch {words}`; if there is none then, "
+                f"{again} once more"
             ) from error
     return JobRecord(
         **_hardware(definition),
@@ -672,7 +670,7 @@ def _serialized(record: BatchRecord) -> bytes:
     return (record.model_dump_json(indent=1, by_alias=True) + "\n").encode()
 
 
-def _look_for_job(aws: Aws, queue: str, paths: RunPaths, run_id: str, known: Collection[str]) -> str | None:
+def _look_for_job(aws: Aws, queue: Queue, paths: RunPaths, run_id: str, known: Collection[str]) -> str | None:
     """A job of the run that is new; its claim keeps everybody else from submitting one.
 
     Raises: AwsError where the last look failed.
@@ -694,7 +692,7 @@ def _look_for_job(aws: Aws, queue: str, paths: RunPaths, run_id: str, known: Col
 
 
 def _jobs_of(
-    aws: Aws, queues: Iterable[str], paths: RunPaths, run_id: str, known: Collection[str] = ()
+    aws: Aws, queues: Iterable[Queue], paths: RunPaths, run_id: str, known: Collection[str] = ()
 ) -> list[dict[str, Any]]:
     """What Batch says of the jobs that read a run's folder, without those that are `known`.
 
@@ -702,7 +700,8 @@ def _jobs_of(
     """
     name = job_name(run_id)
     filters = [{"name": "JOB_NAME", "values": [name]}]
-    pages = (aws.pages("batch", "list_jobs", jobQueue=queue, filters=filters) for queue in dict.fromkeys(queues))
+    arns = dict.fromkeys(queue.arn for queue in queues)
+    pages = (aws.pages("batch", "list_jobs", jobQueue=arn, filters=filters) for arn in arns)
     listed = (job for answer in pages for page in answer for job in page["jobSummaryList"])
     ids = [job["jobId"] for job in listed if job["jobName"] == name and ":" not in job["jobId"]]
     described = _describe(aws, [job for job in ids if job not in known])
