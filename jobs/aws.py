@@ -67,15 +67,19 @@ class Aws:
         """
         return self._told(f"{service} {operation}", lambda: getattr(self._client(service), operation)(**arguments))
 
-    def call_once(self, service: str, operation: str, **arguments: Any) -> Any:
+    def call_once(
+        self, service: str, operation: str, check: Callable[[], None] = lambda: None, **arguments: Any
+    ) -> Any:
         """As `call`, of what must not be done twice: asked again only where AWS has certainly done nothing.
 
+        Each time `check` is called before; where it raises, nothing is asked for.
         Raises: as `call`; NoAnswer where it is not known whether it was done.
         """
-        what, client = f"{service} {operation}", self._client(service, attempts=1)
+        what = f"{service} {operation}"
         for attempt in range(1, ATTEMPTS + 1):
+            check()
             try:
-                return self._told(what, lambda: getattr(client, operation)(**arguments))
+                return self._told(what, lambda: getattr(self._client(service, attempts=1), operation)(**arguments))
             except (Throttled, Unreachable):
                 if attempt == ATTEMPTS:
                     raise

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from jobs.aws import Aws, AwsError, NoAnswer, chunks
+from jobs.aws import Aws, AwsError, Credentials, Denied, NoAnswer, chunks
 from jobs.dataset import DatasetRequest, plan_dataset
 from jobs.errors import JobError, UsageError
 from jobs.local import page_counter, versions
@@ -36,7 +36,7 @@ from jobs.plan import (
     write_plan,
 )
 from jobs.results import RunFolder, open_run
-from jobs.stack import JobDefinition, Stack
+from jobs.stack import JobDefinition, Queue, Stack
 from jobs.wording import plural, run_words
 from worker.contract import Options, Record, Run, RunPaths
 from worker.engines import ENGINES, check_options
@@ -221,13 +221,13 @@ class BatchRun:
                 numbers = []
             else:  # an array's indices begin at 0 and have no gaps
                 storage.write(paths.numbers(resumed_after), (json.dumps(numbers) + "\n").encode())
-            check_claim()
             job = _submit(
                 self.aws,
                 paths,
                 self.id,
                 self.record.job.kind,
                 stack,
+                check_claim,
                 known={job.id for job in self.record.jobs},
                 shards=len(left),
                 numbers=numbers or None,
@@ -358,10 +358,9 @@ def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str) -> None:
     """
     paths = RunPaths(stack.run_uri(run_id))
     record = read_record(storage, paths)
-    queues = [
-        queue.arn for queue in stack.queues.values()
-    ]  # of any kind: it may have been asked for with another engine
-    jobs = [job.id for job in record.jobs] if record else [job["jobId"] for job in _jobs_of(aws, queues, paths, run_id)]
+    # In all queues: it may have been submitted with another engine.
+    found = [] if record else _jobs_of(aws, stack.queues.values(), paths, run_id)
+    jobs = [job.id for job in record.jobs] if record else [str(job["jobId"]) for job in found]
     if not jobs:
         if next(iter(storage.list(paths.file("receipts/"))), None):
             raise UsageError(f"{paths.base} holds a run that was not read on AWS Batch: choose another --run-id")
@@ -395,10 +394,8 @@ def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, pla
     with _claimed(storage, paths, run_id) as check_claim:
         check_free(aws, storage, stack, run_id)  # once more: somebody may have been done in the meantime
         write_plan(storage, paths, plan, run)
-        check_claim()
-        job = _submit(
-            aws, paths, run_id, kind, stack, shards=plan.shards, timeout=attempt_timeout(plan, request.engine)
-        )
+        timeout = attempt_timeout(plan, request.engine)
+        job = _submit(aws, paths, run_id, kind, stack, check_claim, shards=plan.shards, timeout=timeout)
         record = BatchRecord(
             run=paths.base, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[job]
         )
@@ -432,17 +429,17 @@ def open_batch_run(storage: Storage, location: str, aws: Aws | None = None, stac
     record = read_record(storage, folder.paths)
     if record and folder.uri != record.run:
         return open_batch_run(storage, record.run, aws, stack)
-    if record is None and aws and stack:
+    if record is None and aws and stack and is_submitted(folder.run):
         if folder.uri != stack.run_uri(folder.run.id):
             raise UsageError(f"{location} is not a run of stack {stack.stack}: name its own with --stack")
         record = with_lost_jobs(aws, folder, stack, None)
-        if record and not storage.create(folder.paths.file(FILE), _serialized(record)):
+        if record is None:
+            raise UsageError(
+                f"AWS Batch lists no job of run {folder.run.id} in stack {stack.stack}: submit it with --run-id "
+                f"{folder.run.id} once more"
+            )
+        if not storage.create(folder.paths.file(FILE), _serialized(record)):
             record = read_record(storage, folder.paths)  # of whoever has the claim
-    if record is None and stack and is_submitted(folder.run):
-        raise UsageError(
-            f"AWS Batch lists no job of run {folder.run.id} in stack {stack.stack}: submit it with --run-id "
-            f"{folder.run.id} once more"
-        )
     if record is None:
         raise UsageError(
             f"run {folder.run.id} at {location} was not submitted to AWS Batch: it has no {FILE}; "
@@ -466,10 +463,9 @@ def with_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchRecor
     """
     known = {job.id for job in record.jobs} if record else set()
     kinds = {definition.name: kind for kind, definition in stack.job_definitions.items()}
-    queues = [queue.arn for queue in stack.queues.values()]
     found = [
         _recovered(detail, folder, stack, kinds[name])
-        for detail in _jobs_of(aws, queues, folder.paths, folder.run.id, known)
+        for detail in _jobs_of(aws, stack.queues.values(), folder.paths, folder.run.id, known)
         if (name := detail["jobDefinition"].rpartition("/")[2].partition(":")[0]) in kinds
     ]
     if not found:
@@ -565,27 +561,35 @@ def _claim_time(storage: Storage, uri: str) -> datetime:
 
 def _recovered(detail: dict[str, Any], folder: RunFolder, stack: Stack, kind: str) -> JobRecord:
     """A job's record, from what Batch says of it."""
-    definition = stack.definition(kind)
     environment = _environment(detail)
-    numbers = environment.get("PAGEFLEET_SHARDS")
+    shards = detail.get("arrayProperties", {}).get("size", 1)
     return JobRecord(
+        **_hardware(stack.definition(kind)),
         id=detail["jobId"],
         name=detail["jobName"],
         queue=detail["jobQueue"],
         kind=kind,
         definition=detail["jobDefinition"],
-        vcpus=definition.vcpus,
-        memory=definition.memory,
-        gpus=definition.gpus,
-        spot=definition.spot,
-        instance_types=definition.instance_types,
         submitted=_time(detail["createdAt"]) or datetime.now(UTC),
-        shards=detail.get("arrayProperties", {}).get("size", 1),
-        numbers=json.loads(folder.storage.read(numbers)) if numbers else None,
+        shards=shards,
+        numbers=_read_numbers(folder.storage, environment.get("PAGEFLEET_SHARDS"), shards),
         timeout=detail.get("timeout", {}).get("attemptDurationSeconds"),
         resumed_after=int(environment.get("PAGEFLEET_ATTEMPT_OFFSET", 0)),
         retry_failed=bool(environment.get("PAGEFLEET_RETRY_FAILED")),
     )
+
+
+def _read_numbers(storage: Storage, uri: str | None, shards: int) -> list[int] | None:
+    """The numbers of a job's shards; None also where the file is gone, or is a later job's by now."""
+    try:
+        numbers: list[int] = json.loads(storage.read(uri)) if uri else []
+    except NotFound:
+        return None
+    return numbers if len(numbers) == shards else None
+
+
+def _hardware(definition: JobDefinition) -> dict[str, Any]:
+    return definition.model_dump(include={"vcpus", "memory", "gpus", "spot", "instance_types"})
 
 
 def _submit(
@@ -594,6 +598,7 @@ def _submit(
     run_id: str,
     kind: str,
     stack: Stack,
+    check_claim: Callable[[], None],
     *,
     shards: int,
     known: Collection[str] = (),
@@ -619,6 +624,7 @@ def _submit(
         job_id = aws.call_once(  # SubmitJob has no client token: done twice, there are two jobs
             "batch",
             "submit_job",
+            check_claim,
             jobName=job_name(run_id),
             jobQueue=queue.arn,
             jobDefinition=definition.arn,
@@ -627,26 +633,26 @@ def _submit(
         )["jobId"]
     except NoAnswer as error:
         log.warning("%s: looking for the job for %.0f s, so that there are not two", error, sum(LOOKS))
-        job_id = _look_for_job(aws, queue.arn, paths, run_id, known)
+        job_id, listed = None, f"It lists none {sum(LOOKS):.0f} s later"
+        try:
+            job_id = _look_for_job(aws, queue, paths, run_id, known)
+        except AwsError as unlisted:
+            listed = f"Its jobs could not be listed since: {unlisted}"
         if job_id is None:
             words, failed = run_words(run_id, stack.stack), " --retry-failed" if retry_failed else ""
             again = f"`pagefleet resume {words}{failed}`" if resumed_after else f"submit it with --run-id {run_id}"
             raise JobError(
-                f"it is not known whether AWS Batch has taken the job of run {run_id}: {error}. It lists none "
-                f"{sum(LOOKS):.0f} s later, and nothing was asked for twice. Look again in some minutes, with "
-                f"`pagefleet watch {words}`; if there is none then, {again} once more"
+                f"it is not known whether AWS Batch has taken the job of run {run_id}: {error}. {listed}. Nothing was "
+                f"asked for twice. Look again in some minutes, with `pagefleet watch {words}`; if there is none then, "
+                f"{again} once more"
             ) from error
     return JobRecord(
+        **_hardware(definition),
         id=job_id,
         name=job_name(run_id),
         queue=queue.arn,
         kind=kind,
         definition=definition.arn,
-        vcpus=definition.vcpus,
-        memory=definition.memory,
-        gpus=definition.gpus,
-        spot=definition.spot,
-        instance_types=definition.instance_types,
         submitted=datetime.now(UTC).replace(microsecond=0),
         shards=shards,
         numbers=numbers,
@@ -664,18 +670,29 @@ def _serialized(record: BatchRecord) -> bytes:
     return (record.model_dump_json(indent=1, by_alias=True) + "\n").encode()
 
 
-def _look_for_job(aws: Aws, queue: str, paths: RunPaths, run_id: str, known: Collection[str]) -> str | None:
-    """A job of the run that is new; its claim keeps everybody else from submitting one."""
+def _look_for_job(aws: Aws, queue: Queue, paths: RunPaths, run_id: str, known: Collection[str]) -> str | None:
+    """A job of the run that is new; its claim keeps everybody else from submitting one.
+
+    Raises: AwsError where the last look failed.
+    """
+    failed: AwsError | None = None
     for pause in LOOKS:
         aws.sleep(pause)
-        with suppress(AwsError):  # what has swallowed the answer may last
+        try:
             if new := _jobs_of(aws, [queue], paths, run_id, known):
                 return str(new[0]["jobId"])
+            failed = None
+        except (Denied, Credentials):
+            raise
+        except AwsError as error:  # what has swallowed the answer may last
+            failed = error
+    if failed:
+        raise failed
     return None
 
 
 def _jobs_of(
-    aws: Aws, queues: Iterable[str], paths: RunPaths, run_id: str, known: Collection[str] = ()
+    aws: Aws, queues: Iterable[Queue], paths: RunPaths, run_id: str, known: Collection[str] = ()
 ) -> list[dict[str, Any]]:
     """What Batch says of the jobs that read a run's folder, without those that are `known`.
 
@@ -683,7 +700,8 @@ def _jobs_of(
     """
     name = job_name(run_id)
     filters = [{"name": "JOB_NAME", "values": [name]}]
-    pages = (aws.pages("batch", "list_jobs", jobQueue=queue, filters=filters) for queue in dict.fromkeys(queues))
+    arns = dict.fromkeys(queue.arn for queue in queues)
+    pages = (aws.pages("batch", "list_jobs", jobQueue=arn, filters=filters) for arn in arns)
     listed = (job for answer in pages for page in answer for job in page["jobSummaryList"])
     ids = [job["jobId"] for job in listed if job["jobName"] == name and ":" not in job["jobId"]]
     described = _describe(aws, [job for job in ids if job not in known])

@@ -191,6 +191,12 @@ class HeldJobs:
             ended = states <= {"SUCCEEDED", "FAILED"}
             parent.status = ("FAILED" if "FAILED" in states else "SUCCEEDED") if ended else "PENDING"
 
+    def forget(self, job_id: str) -> None:
+        """As Batch does some days after a job's end."""
+        from moto.batch.models import batch_backends
+
+        del batch_backends["123456789012"]["us-east-1"]._jobs[job_id]
+
     @staticmethod
     def job(job_id: str) -> Any:
         from moto.batch.models import batch_backends

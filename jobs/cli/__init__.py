@@ -4,6 +4,7 @@ imports when it runs, so that `--help` answers at once."""
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -55,6 +56,13 @@ class _Group(click.Group):
             _fail(str(error), CliExit.USAGE if asked_wrongly else CliExit.RUN_FAILED)
 
 
+class _Notes(logging.Handler):
+    """What `jobs` has to say in the midst of its work."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        click.echo(f"note: {record.getMessage()}", err=True)
+
+
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="pagefleet", message="%(prog)s %(version)s")
 def main() -> None:
@@ -63,6 +71,7 @@ def main() -> None:
     \b
     pagefleet run samples --out out/samples
     """
+    logging.getLogger("jobs").handlers = [_Notes()]
 
 
 @main.command("run")

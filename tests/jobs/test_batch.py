@@ -695,9 +695,7 @@ def test_a_forgotten_job_is_no_obstacle(deployed: Deployed, tmp_path: Path, monk
     deployed.agent.run(deployed.job("old"))
     assert pagefleet("fetch", "old", "--no-report").exit_code == 0
     known = json.loads((tmp_path / "runs/old/summary.json").read_text())["cost"]
-    record = deployed.record("old")
-    record["jobs"][0]["id"] = "12345678-0000-0000-0000-000000000000"
-    deployed.client("s3").put_object(Bucket="outputs", Key="runs/old/batch.json", Body=json.dumps(record))
+    deployed.jobs.forget(deployed.job("old"))
     assert pagefleet("watch", "old").exit_code == 0
     assert pagefleet("fetch", "old", "--no-report").exit_code == 0
     assert json.loads((tmp_path / "runs/old/summary.json").read_text())["cost"] == known

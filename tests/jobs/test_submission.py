@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from click.testing import Result
 
 from jobs import aws as aws_module
 from jobs import batch as batch_module
-from jobs.aws import Aws, NoAnswer, Throttled, Unreachable
+from jobs.aws import Aws, Credentials, NoAnswer, Throttled, Unreachable
 from tests.faults.proxy import faulty_proxy
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_batch import pagefleet
@@ -284,6 +285,19 @@ def test_a_submitted_run_without_a_job_is_submitted_once_more(faults: Faults, de
     assert json.loads(pagefleet("runs", "--json").stdout)["runs"][0]["state"] == "not submitted"
 
 
+def test_jobs_that_cannot_be_listed_are_not_said_to_be_none(faults: Faults, deployed: Deployed) -> None:
+    lost = faults.lose("submit", "a.png", "--run-id", "denied", *COLOUR)
+    assert "Its jobs could not be listed since: AWS denies batch list_jobs" in lost.stderr
+    assert "lists none" not in lost.stderr
+    assert faults.asked[faults.asked.index(SUBMIT) :].count(LIST) == 1  # it won't be allowed a moment later
+
+    faults.planned = {SUBMIT: ["error"]}
+    assert (
+        "It lists none 0 s later. Nothing was asked for twice"
+        in pagefleet("submit", "a.png", "--run-id", "none", *COLOUR).stderr
+    )
+
+
 def test_who_only_reads_a_run_changes_no_record_of_somebody_else(faults: Faults, deployed: Deployed) -> None:
     faults.lose("submit", "a.png", "--run-id", "read", *COLOUR)
     assert pagefleet("watch", "read", "--wait-minutes", "0").exit_code == 5
@@ -293,6 +307,52 @@ def test_who_only_reads_a_run_changes_no_record_of_somebody_else(faults: Faults,
     faults.meanwhile[LIST] = lambda: put(deployed, "read/batch.json", json.dumps(record))
     assert pagefleet("watch", "read", "--wait-minutes", "0").exit_code == 5
     assert deployed.record("read") == record
+
+
+def test_the_claim_counts_whenever_the_job_is_asked_for(
+    faults: Faults, deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(random, "uniform", lambda *_: 0.0)
+    faults.planned[SUBMIT] = ["throttled", None]
+    faults.meanwhile[SUBMIT] = lambda: put(deployed, "slow/claims/0002.json", '{"time": "2026-01-01T00:00:00Z"}')
+    submitted = pagefleet("submit", "a.png", "--run-id", "slow", *COLOUR)
+    assert submitted.exit_code == 1, submitted.output
+    assert "run slow was taken over" in submitted.stderr
+    assert faults.asked.count(SUBMIT) == 1
+    assert ids(deployed, "slow") == []
+
+
+def test_a_missing_region_is_told_whatever_is_asked(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    for ask in (Aws().call, Aws().call_once):
+        with pytest.raises(Credentials, match="region"):
+            ask("batch", "submit_job", jobName="x", jobQueue="cpu-queue", jobDefinition="ocr-cpu")
+
+
+def test_who_waits_for_a_lost_job_is_told_so(faults: Faults, deployed: Deployed) -> None:
+    faults.planned[SUBMIT] = ["lost"]
+    submitted = pagefleet("submit", "a.png", "--run-id", "told", *COLOUR)
+    assert submitted.exit_code == 0, submitted.output
+    (note,) = [line for line in submitted.stderr.splitlines() if "looking for the job" in line]
+    assert note.startswith("note: AWS gives no answer to batch submit_job")
+    assert note.endswith("looking for the job for 0 s, so that there are not two")
+
+
+@pytest.mark.parametrize("numbers", ["[7]", None])
+def test_the_shards_of_a_found_job_are_its_own(faults: Faults, deployed: Deployed, numbers: str | None) -> None:
+    keys = [f"{number}.png" for number in range(3)]
+    assert pagefleet("submit", *keys, "--shards", "3", "--run-id", "some", *COLOUR).exit_code == 0
+    put(deployed, "some/documents/0.png.json", "{}")
+    for shard in range(3):
+        deployed.jobs.tell(f"{deployed.job('some')}:{shard}", "FAILED", {"statusReason": "the machine was gone"})
+    faults.lose("resume", "some")
+    if numbers:  # of a later resume
+        put(deployed, "some/numbers/00001.json", numbers)
+    else:
+        deployed.client("s3").delete_object(Bucket="outputs", Key="runs/some/numbers/00001.json")
+    assert "run some is live" in pagefleet("resume", "some").stderr
+    assert (deployed.record("some")["jobs"][-1]["shards"], deployed.record("some")["jobs"][-1]["numbers"]) == (2, None)
+    assert pagefleet("watch", "some", "--wait-minutes", "0").exit_code == 5
 
 
 def test_only_what_aws_has_not_done_is_asked_for_again(faults: Faults, monkeypatch: pytest.MonkeyPatch) -> None:
