@@ -174,7 +174,7 @@ def test_a_resume_whose_answer_is_lost_makes_one_job(faults: Faults, deployed: D
     for shard in range(3):
         deployed.jobs.tell(f"{second}:{shard}", "FAILED", {"statusReason": "the machine was gone"})
     lost = faults.lose("resume", "again", "--retry-failed")
-    assert "if there is none then, `pagefleet resume again --retry-failed` once more" in lost.stderr
+    assert "if there is none then, `pagefleet resume again --stack dev --retry-failed` once more" in lost.stderr
     assert len(ids(deployed, "again")) == 3
     live = pagefleet("resume", "again", "--retry-failed")
     assert live.exit_code == 2
@@ -236,7 +236,7 @@ def test_a_job_of_a_lost_resume_is_followed_and_cancelled(faults: Faults, deploy
     first = deployed.job("lost")
     deployed.jobs.tell(first, "FAILED", {"statusReason": "the machine was gone"})
     told = faults.lose("resume", "lost", "--retry-failed")
-    assert "`pagefleet resume lost --retry-failed` once more" in told.stderr
+    assert "`pagefleet resume lost --stack dev --retry-failed` once more" in told.stderr
     (job,) = set(ids(deployed, "lost")) - {first}
     for run in ("lost", "s3://outputs/runs/lost"):
         watched = pagefleet("watch", run, "--wait-minutes", "0")
