@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -38,7 +38,7 @@ from jobs.plan import (
 from jobs.results import RunFolder, open_run
 from jobs.stack import JobDefinition, Stack
 from jobs.wording import plural, run_words
-from worker.contract import Options, Record, RunPaths
+from worker.contract import Options, Record, Run, RunPaths
 from worker.engines import ENGINES, check_options
 from worker.engines.presets import PRESETS, presets_of
 from worker.errors import DocumentError, TryAgain
@@ -47,6 +47,7 @@ from worker.storage import NotFound, Storage
 log = logging.getLogger(__name__)
 
 FILE = "batch.json"
+IMAGE = "image"  # among a run's versions: which one its jobs take
 ENDED = ("SUCCEEDED", "FAILED")
 STATES = ("SUBMITTED", "PENDING", "RUNNABLE", "STARTING", "RUNNING", "SUCCEEDED", "FAILED")
 DESCRIBED = 100  # jobs that one DescribeJobs takes
@@ -97,6 +98,11 @@ class BatchRecord(Record):
     def job(self) -> JobRecord:
         """The one that was submitted last."""
         return self.jobs[-1]
+
+    def current(self, states: Mapping[str, str]) -> JobRecord:
+        """The job that lives, of those whose states are told, or else the last one."""
+        live = live_jobs(states)
+        return next((job for job in reversed(self.jobs) if job.id in live), self.job)
 
 
 @dataclass(frozen=True)
@@ -161,8 +167,15 @@ class BatchRun:
         return run_words(self.id, self.record.stack)
 
     def status(self) -> str | None:
-        """Of the last job; None where Batch has forgotten it, as it does some days after a job's end."""
-        return job_states(self.aws, [self.record.job.id]).get(self.record.job.id)
+        """Of the current job."""
+        return self.current()[1]
+
+    def current(self) -> tuple[JobRecord, str | None]:
+        """The job that lives, or else the last one, and its status: None where Batch has forgotten it, as it does some
+        days after a job's end."""
+        states = self._states()
+        job = self.record.current(states)
+        return job, states.get(job.id)
 
     def children(self, job: JobRecord | None = None) -> list[Child]:
         """The shards of a job, the last one unless told otherwise; none where Batch has forgotten it."""
@@ -176,22 +189,25 @@ class BatchRun:
         return children
 
     def cancel(self) -> bool:
-        """Ends the job; its workers drain. False where it had ended before."""
-        if self.status() in (None, *ENDED):
-            return False
-        self.aws.call("batch", "terminate_job", jobId=self.record.job.id, reason="cancelled with pagefleet cancel")
-        return True
+        """Ends whatever job lives; its workers drain. False where all had ended before."""
+        live = live_jobs(self._states())
+        for job in live:
+            self.aws.call("batch", "terminate_job", jobId=job, reason="cancelled with pagefleet cancel")
+        return bool(live)
 
     def resume(self, stack: Stack, *, retry_failed: bool) -> JobRecord | None:
         """Submits a job for the shards that have something left; None where none has.
 
-        Raises: UsageError where the run's job is still alive, or somebody else is resuming it; JobError where it is not
-        known whether AWS Batch has taken the job.
+        Raises: UsageError where a job of the run lives, or somebody else is resuming it; JobError where it is not known
+        whether AWS Batch has taken the job.
         """
         storage, paths = self.folder.storage, self.folder.paths
         with _claimed(storage, paths, self.id) as check_claim:
             self.record = read_record(storage, paths) or self.record  # of whoever resumed it just before
-            self.record = _find_lost_jobs(self.aws, self.folder, stack, self.record) or self.record
+            found = with_lost_jobs(self.aws, self.folder, stack, self.record)
+            if found and found != self.record:
+                self.record = found
+                _write_record(storage, paths, found)
             status = self.status()
             if status not in (None, *ENDED):
                 raise UsageError(f"run {self.id} is live ({status}): follow it with `pagefleet watch {self.words}`")
@@ -222,6 +238,9 @@ class BatchRun:
             self.record.jobs.append(job)
             _write_record(storage, paths, self.record)
             return job
+
+    def _states(self) -> dict[str, str]:
+        return job_states(self.aws, [job.id for job in self.record.jobs])
 
 
 def check_run_id(run_id: str) -> None:
@@ -331,7 +350,7 @@ def _licence_warnings(stack: Stack, request: Request) -> list[str]:
     return []
 
 
-def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str) -> None:
+def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str) -> None:
     """Raises: UsageError where the run exists already, saying whether it is live.
 
     A submit that broke off leaves a plan without a job, and may be done again. One that broke off after its job had
@@ -339,15 +358,16 @@ def check_free(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str)
     """
     paths = RunPaths(stack.run_uri(run_id))
     record = read_record(storage, paths)
-    queue = stack.queues[stack.definition(kind).queue].arn
-    jobs = [job.id for job in record.jobs] if record else _jobs_named(aws, queue, job_name(run_id))
+    queues = [
+        queue.arn for queue in stack.queues.values()
+    ]  # of any kind: it may have been asked for with another engine
+    jobs = [job.id for job in record.jobs] if record else [job["jobId"] for job in _jobs_of(aws, queues, paths, run_id)]
     if not jobs:
         if next(iter(storage.list(paths.file("receipts/"))), None):
             raise UsageError(f"{paths.base} holds a run that was not read on AWS Batch: choose another --run-id")
         return
     states, words = job_states(aws, jobs), run_words(run_id, stack.stack)
-    live = [job for job, status in states.items() if status not in ENDED]
-    if live:
+    if live := live_jobs(states):
         raise UsageError(
             f"run {run_id} is live: job {live[0]} is {states[live[0]]}. Follow it with `pagefleet watch {words}`, "
             "or choose another --run-id"
@@ -370,10 +390,10 @@ def submit(aws: Aws, storage: Storage, stack: Stack, run_id: str, kind: str, pla
         run_id,
         request.engine,
         request.options,
-        {"pagefleet": versions()["pagefleet"], "image": stack.definition(kind).image.partition("/")[2]},
+        {"pagefleet": versions()["pagefleet"], IMAGE: stack.definition(kind).image.partition("/")[2]},
     )
     with _claimed(storage, paths, run_id) as check_claim:
-        check_free(aws, storage, stack, run_id, kind)  # once more: somebody may have been done in the meantime
+        check_free(aws, storage, stack, run_id)  # once more: somebody may have been done in the meantime
         write_plan(storage, paths, plan, run)
         check_claim()
         job = _submit(
@@ -404,21 +424,61 @@ def attempt_timeout(plan: Plan, engine: str) -> int | None:
 def open_batch_run(storage: Storage, location: str, aws: Aws | None = None, stack: Stack | None = None) -> BatchRun:
     """The run at an `s3://` URI, or that of which a local folder is a copy.
 
-    Of a submit that broke off before its job was written down, the job is looked for where a `stack` is given.
-    Raises: UsageError where there is no run, or one that was never submitted.
+    Where a `stack` is given and no job is known to live, one is looked for: of a submit or a resume that broke off
+    before it was written down.
+    Raises: UsageError where there is no run, one that has no job, or one of another stack.
     """
     folder = open_run(location, storage)
     record = read_record(storage, folder.paths)
+    if record and folder.uri != record.run:
+        return open_batch_run(storage, record.run, aws, stack)
     if record is None and aws and stack:
-        record = _find_lost_jobs(aws, folder, stack, None)
+        if folder.uri != stack.run_uri(folder.run.id):
+            raise UsageError(f"{location} is not a run of stack {stack.stack}: name its own with --stack")
+        record = with_lost_jobs(aws, folder, stack, None)
+        if record and not storage.create(folder.paths.file(FILE), _serialized(record)):
+            record = read_record(storage, folder.paths)  # of whoever has the claim
+    if record is None and stack and is_submitted(folder.run):
+        raise UsageError(
+            f"AWS Batch lists no job of run {folder.run.id} in stack {stack.stack}: submit it with --run-id "
+            f"{folder.run.id} once more"
+        )
     if record is None:
         raise UsageError(
             f"run {folder.run.id} at {location} was not submitted to AWS Batch: it has no {FILE}; "
             f"`pagefleet resume {location}` reads it here"
         )
-    if folder.uri != record.run:
-        return open_batch_run(storage, record.run, aws)
-    return BatchRun(aws or Aws(record.region), folder, record)
+    run = BatchRun(aws or Aws(record.region), folder, record)
+    if stack and run.status() in (None, *ENDED):
+        run.record = with_lost_jobs(run.aws, folder, stack, record) or record
+    return run
+
+
+def is_submitted(run: Run) -> bool:
+    """Whether `submit` has planned the run, also where that broke off before there was a job."""
+    return IMAGE in run.versions
+
+
+def with_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchRecord | None) -> BatchRecord | None:
+    """The record with those jobs of the run that Batch knows and it lacks, since a command died before it was written.
+
+    None where there is no record and no job.
+    """
+    known = {job.id for job in record.jobs} if record else set()
+    kinds = {definition.name: kind for kind, definition in stack.job_definitions.items()}
+    queues = [queue.arn for queue in stack.queues.values()]
+    found = [
+        _recovered(detail, folder, stack, kinds[name])
+        for detail in _jobs_of(aws, queues, folder.paths, folder.run.id, known)
+        if (name := detail["jobDefinition"].rpartition("/")[2].partition(":")[0]) in kinds
+    ]
+    if not found:
+        return record
+    record = record or BatchRecord(
+        run=folder.uri, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[]
+    )
+    jobs = sorted([*record.jobs, *found], key=lambda job: job.submitted)
+    return record.model_copy(update={"jobs": jobs})
 
 
 def read_record(storage: Storage, paths: RunPaths) -> BatchRecord | None:
@@ -434,6 +494,11 @@ def read_record(storage: Storage, paths: RunPaths) -> BatchRecord | None:
 def job_states(aws: Aws, ids: Sequence[str]) -> dict[str, str]:
     """The status of each job that Batch still knows."""
     return {detail["jobId"]: detail["status"] for detail in _describe(aws, list(ids))}
+
+
+def live_jobs(states: Mapping[str, str]) -> list[str]:
+    """Those that have not ended, of jobs whose states are told."""
+    return [job for job, status in states.items() if status not in ENDED]
 
 
 def job_name(run_id: str) -> str:
@@ -498,34 +563,10 @@ def _claim_time(storage: Storage, uri: str) -> datetime:
         return datetime.min.replace(tzinfo=UTC)
 
 
-def _find_lost_jobs(aws: Aws, folder: RunFolder, stack: Stack, record: BatchRecord | None) -> BatchRecord | None:
-    """The record with those jobs of the run that Batch knows and it lacks, since a command died before it was written.
-
-    None where there is no record and no job.
-    """
-    known = {job.id for job in record.jobs} if record else set()
-    kinds = {definition.name: kind for kind, definition in stack.job_definitions.items()}
-    queues = dict.fromkeys(queue.arn for queue in stack.queues.values())
-    ids = [job for queue in queues for job in _jobs_named(aws, queue, job_name(folder.run.id)) if job not in known]
-    found = [
-        _recovered(detail, folder, stack, kinds[name])
-        for detail in _describe(aws, ids)
-        if (name := detail["jobDefinition"].rpartition("/")[2].partition(":")[0]) in kinds
-    ]
-    if not found:
-        return record
-    record = record or BatchRecord(
-        run=folder.uri, stack=stack.stack, region=stack.region, log_group=stack.log_group, jobs=[]
-    )
-    record.jobs += sorted(found, key=lambda job: job.submitted)
-    _write_record(folder.storage, folder.paths, record)
-    return record
-
-
 def _recovered(detail: dict[str, Any], folder: RunFolder, stack: Stack, kind: str) -> JobRecord:
     """A job's record, from what Batch says of it."""
     definition = stack.definition(kind)
-    environment = {entry["name"]: entry["value"] for entry in detail["container"]["environment"]}
+    environment = _environment(detail)
     numbers = environment.get("PAGEFLEET_SHARDS")
     return JobRecord(
         id=detail["jobId"],
@@ -586,13 +627,14 @@ def _submit(
         )["jobId"]
     except NoAnswer as error:
         log.warning("%s: looking for the job for %.0f s, so that there are not two", error, sum(LOOKS))
-        job_id = _look_for_job(aws, queue.arn, job_name(run_id), known)
+        job_id = _look_for_job(aws, queue.arn, paths, run_id, known)
         if job_id is None:
-            again = "`pagefleet resume`" if resumed_after else f"submit it with --run-id {run_id}"
+            words, failed = run_words(run_id, stack.stack), " --retry-failed" if retry_failed else ""
+            again = f"`pagefleet resume {words}{failed}`" if resumed_after else f"submit it with --run-id {run_id}"
             raise JobError(
                 f"it is not known whether AWS Batch has taken the job of run {run_id}: {error}. It lists none "
                 f"{sum(LOOKS):.0f} s later, and nothing was asked for twice. Look again in some minutes, with "
-                f"`pagefleet watch {run_words(run_id, stack.stack)}`; if there is none then, {again} once more"
+                f"`pagefleet watch {words}`; if there is none then, {again} once more"
             ) from error
     return JobRecord(
         id=job_id,
@@ -615,25 +657,41 @@ def _submit(
 
 
 def _write_record(storage: Storage, paths: RunPaths, record: BatchRecord) -> None:
-    storage.write(paths.file(FILE), (record.model_dump_json(indent=1, by_alias=True) + "\n").encode())
+    storage.write(paths.file(FILE), _serialized(record))
 
 
-def _look_for_job(aws: Aws, queue: str, name: str, known: Collection[str]) -> str | None:
-    """A job of that name that is new; the run's claim keeps everybody else from submitting one."""
+def _serialized(record: BatchRecord) -> bytes:
+    return (record.model_dump_json(indent=1, by_alias=True) + "\n").encode()
+
+
+def _look_for_job(aws: Aws, queue: str, paths: RunPaths, run_id: str, known: Collection[str]) -> str | None:
+    """A job of the run that is new; its claim keeps everybody else from submitting one."""
     for pause in LOOKS:
         aws.sleep(pause)
         with suppress(AwsError):  # what has swallowed the answer may last
-            if new := [job for job in _jobs_named(aws, queue, name) if job not in known]:
-                return new[0]
+            if new := _jobs_of(aws, [queue], paths, run_id, known):
+                return str(new[0]["jobId"])
     return None
 
 
-def _jobs_named(aws: Aws, queue: str, name: str) -> list[str]:
-    """The filter takes a name for the same in upper case, and an array's children have its name."""
+def _jobs_of(
+    aws: Aws, queues: Iterable[str], paths: RunPaths, run_id: str, known: Collection[str] = ()
+) -> list[dict[str, Any]]:
+    """What Batch says of the jobs that read a run's folder, without those that are `known`.
+
+    They are listed by name: the filter takes one for the same in upper case, and an array's children have its name.
+    """
+    name = job_name(run_id)
     filters = [{"name": "JOB_NAME", "values": [name]}]
-    pages = aws.pages("batch", "list_jobs", jobQueue=queue, filters=filters)
-    listed = (job for page in pages for job in page["jobSummaryList"])
-    return [job["jobId"] for job in listed if job["jobName"] == name and ":" not in job["jobId"]]
+    pages = (aws.pages("batch", "list_jobs", jobQueue=queue, filters=filters) for queue in dict.fromkeys(queues))
+    listed = (job for answer in pages for page in answer for job in page["jobSummaryList"])
+    ids = [job["jobId"] for job in listed if job["jobName"] == name and ":" not in job["jobId"]]
+    described = _describe(aws, [job for job in ids if job not in known])
+    return [detail for detail in described if _environment(detail).get("PAGEFLEET_RUN_URI") == paths.base]
+
+
+def _environment(detail: dict[str, Any]) -> dict[str, str]:
+    return {entry["name"]: entry["value"] for entry in detail.get("container", {}).get("environment", [])}
 
 
 def _describe(aws: Aws, ids: list[str]) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from typing import Any
 from jobs.accuracy import bare, error_rate
 from jobs.cost import INSTANCES, PRICES_FROM, SPOT_SHARE
 from jobs.errors import JobError, UsageError
-from jobs.local import versions
+from jobs.local import check_aws, versions
 from jobs.plan import find_inputs
 from jobs.wording import plural, shown
 from worker import layout
@@ -112,6 +112,7 @@ def bench(storage: Storage, request: Request, on_pages: Callable[[int, int], Non
         api_keys=Settings.from_environment(os.environ).api_keys,
     )
     inputs = list(find_inputs(storage, request.inputs or _samples(), warnings=[]))  # true texts lie among them
+    check_aws(storage, request.engine, request.options, ())
     engine = build_engine(request.engine, settings)
     try:
         documents = list(_decode(storage, inputs, request, engine.longest_side, notes))
@@ -124,9 +125,7 @@ def bench(storage: Storage, request: Request, on_pages: Callable[[int, int], Non
         engine.close()
     failed = [text for text in texts if text.error is not None]
     if len(failed) == len(texts):
-        raise JobError(
-            f"{request.engine} could read none of {plural(len(texts), 'page')}; the first: {failed[0].error}"
-        )
+        raise JobError(f"{request.engine} could read no page ({len(texts):,} tried); the first: {failed[0].error}")
     answers = iter(texts)
     for document in documents:
         document.texts = [next(answers) for _ in document.images]

@@ -15,8 +15,9 @@ from jobs.aws import Aws, AwsError, chunks
 from jobs.batch import Attempt, BatchRun, JobRecord
 from jobs.plan import Plan, known_pages
 from jobs.stack import JobDefinition
+from jobs.summary import format_usd
 from jobs.wording import plural
-from worker.contract import Record
+from worker.contract import Options, Record
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,18 @@ def estimate(
         pages_per_second=rate,
         basis="; ".join([f"{rate:.2f} pages/s a shard ({rate_from})", *basis]),
     )
+
+
+def estimate_charge(plan: Plan, options: Options) -> dict[str, Any] | None:
+    """What a service will charge for a plan, in dollars; None where no price per page was given."""
+    price = float(options.engine_options.get("price_per_page", 0))
+    if not price:
+        return None
+    pages, unknown = count_pages(plan)
+    basis = f"{'about ' if unknown else ''}{plural(pages, 'page')} at {format_usd(price)}"
+    if unknown:
+        basis += f"; {plural(unknown, 'document')} of unknown length, taken for {MANY_FORMATS_PAGES} pages each"
+    return {"pages": pages, "usd": pages * price, "basis": basis}
 
 
 def run_cost(run: BatchRun, now: datetime | None = None) -> Cost | None:

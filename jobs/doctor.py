@@ -58,7 +58,12 @@ def check_stack(aws: Aws, name: str) -> Iterator[Check]:
         yield Check("credentials", False, str(error), "sign in: `aws sso login`, or set AWS_PROFILE")
         return
     except AwsError as error:
-        yield Check("AWS", False, str(error), "mend that, then `pagefleet doctor` again")
+        yield Check(
+            "AWS",
+            False,
+            str(error),
+            "see to it that AWS answers `aws sts get-caller-identity`, then `pagefleet doctor` again",
+        )
         return
     yield Check("credentials", True, who["Arn"])
     try:

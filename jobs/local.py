@@ -8,10 +8,12 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from jobs.aws import Aws, AwsError, Credentials, NoAnswer, Throttled, Unreachable
 from jobs.collect import collect
 from jobs.dataset import DatasetRequest, check_licence, dataset_name, plan_dataset
 from jobs.errors import JobError, UsageError
@@ -25,8 +27,10 @@ from worker import __version__
 from worker.contract import ExitCode, Options, RunPaths
 from worker.decode import Decoder
 from worker.engines import check_engine, check_options
+from worker.engines.presets import PRESETS
 from worker.errors import DocumentError
 from worker.scratch import Scratch
+from worker.settings import Settings
 from worker.storage import NotFound, Storage, file_errors, to_uri, uri_path
 from worker.versions import library_versions
 
@@ -73,13 +77,15 @@ def check_out(storage: Storage, out: str) -> None:
 
 def plan_run(storage: Storage, request: Request, out: str) -> Plan:
     """Raises: UsageError where there is nothing to read; BadRequest where there is no such engine here, or it has no
-    such options."""
+    such options or lacks one."""
     if request.dataset:  # before anything is said of what to install
         check_licence(request.engine, request.options.engine_options, accept=request.dataset.accept_licence)
     check_engine(request.engine)
-    check_options(request.engine, request.options)
+    check_options(request.engine, request.options, Settings.from_environment(os.environ).api_keys)
     if request.dataset:
-        return plan_dataset(storage, request.dataset, request.engine, request.options.engine_options)
+        plan = plan_dataset(storage, request.dataset, request.engine, request.options.engine_options)
+        check_aws(storage, request.engine, request.options, (uri for uri, *_ in islice(plan.tasks, 1)))
+        return plan
     warnings: list[str] = []
 
     def uris() -> Iterator[str]:
@@ -89,20 +95,31 @@ def plan_run(storage: Storage, request: Request, out: str) -> Plan:
 
     with page_counter(storage, request.options) as count_pages:
         plan = make_plan(uris(), request.sharding, count_pages=count_pages)
-    check_sources(storage, (uri for uri, *_ in plan.tasks))
+    check_aws(storage, request.engine, request.options, (uri for uri, *_ in plan.tasks))
     plan.warnings = warnings + plan.warnings
     return plan
 
 
-def check_sources(storage: Storage, uris: Iterable[str]) -> None:
-    """Whether S3 can be asked at all, before each worker loads its engine to find out.
+def check_aws(storage: Storage, engine: str, options: Options, uris: Iterable[str]) -> None:
+    """Whether AWS can be asked at all for sources, weights and a key, before each worker loads its engine to find out.
 
-    Raises: BadSetup without credentials that AWS takes; TryAgain where it is not reached.
+    Raises: BadSetup or Credentials without credentials that AWS takes; TryAgain or AwsError where it is not reached;
+    DocumentError where the weights' bucket can't be listed.
     """
     in_s3 = next((uri for uri in uris if uri.startswith("s3://")), None)
     if in_s3:
         with suppress(DocumentError):  # of that document alone, or a bucket that may be read but not listed
             next(iter(storage.list(in_s3)), None)
+    model, secret = (str(options.engine_options.get(name, "")) for name in ("model", "key_secret"))
+    if model.startswith("s3://") and (engine in PRESETS or engine == "vllm"):
+        next(iter(storage.list(model)), None)
+    if engine == "upstage" and len(place := secret.split(":")) == 7 and place[2] == "secretsmanager":
+        try:
+            Aws(place[3]).call("secretsmanager", "get_secret_value", SecretId=secret)
+        except (Credentials, Throttled, Unreachable, NoAnswer):
+            raise
+        except AwsError:
+            pass  # of that secret: the engine says what it must be
 
 
 def start_run(storage: Storage, request: Request, plan: Plan, out: str) -> RunFolder:

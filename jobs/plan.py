@@ -216,9 +216,10 @@ def describe_run(plan: Plan, run_id: str, engine: str, options: Options, version
 def lies_apart(run: Run, location: str) -> bool:
     """Whether no document of a run can be among those that an input stands for, a URI or a path as it was typed."""
     stem = location[: min((location.find(mark) for mark in "*?[" if mark in location), default=len(location))]
-    uri = to_uri(stem if stem == location else stem.rpartition("/")[0] or ("/" if stem.startswith("/") else "."))
-    uri, root = uri.rstrip("/"), run.root.rstrip("/")
-    return bool(run.root) and not (root.startswith(uri) or uri.startswith(root))
+    uri = to_uri(stem if stem == location else stem[: stem.rfind("/") + 1] or ".")
+    folder, root = uri.rstrip("/") + "/", run.root.rstrip("/") + "/"
+    above = uri if uri.startswith("s3://") and split_s3(uri)[1] else folder  # `--prefix` may end within a name
+    return bool(run.root) and not (folder.startswith(root) or root.startswith(above))
 
 
 def new_run_id() -> str:

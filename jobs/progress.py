@@ -112,5 +112,7 @@ class Progress:
             self._print(self.note)
 
     def _print(self, line: str) -> None:
+        from rich.text import Text  # not for `pagefleet --help`
+
         with _UNHEARD:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(Text(line), soft_wrap=True)

@@ -10,7 +10,7 @@ from datetime import datetime
 from pydantic import ValidationError
 
 from jobs.aws import Aws, AwsError
-from jobs.batch import BatchRecord, job_states, read_record
+from jobs.batch import BatchRecord, is_submitted, job_states, read_record, with_lost_jobs
 from jobs.errors import UsageError
 from jobs.results import RunFolder
 from jobs.stack import Stack
@@ -39,11 +39,11 @@ def list_runs(aws: Aws, storage: Storage, stack: Stack, limit: int | None = None
     """The newest first, as far as their ids tell."""
     ids = sorted(_run_ids(aws, stack), reverse=True)[:limit]
     with ThreadPoolExecutor(READERS) as pool:
-        opened = [found for found in pool.map(lambda run_id: _open(storage, stack, run_id), ids) if found]
-    states = job_states(aws, [record.job.id for _, record, _ in opened if record])
+        opened = [found for found in pool.map(lambda run_id: _open(aws, storage, stack, run_id), ids) if found]
+    states = job_states(aws, [job.id for _, record, _ in opened if record for job in record.jobs])
     rows = []
     for folder, record, summary in opened:
-        state = (states.get(record.job.id) or "forgotten") if record else "not submitted"
+        state = states.get(record.current(states).id, "forgotten") if record else "not submitted"
         if summary and state in ("SUCCEEDED", "forgotten"):
             state = "collected"
         run = folder.run
@@ -72,7 +72,9 @@ def _run_ids(aws: Aws, stack: Stack) -> Iterator[str]:
             yield prefix["Prefix"].removeprefix("runs/").rstrip("/")
 
 
-def _open(storage: Storage, stack: Stack, run_id: str) -> tuple[RunFolder, BatchRecord | None, Summary | None] | None:
+def _open(
+    aws: Aws, storage: Storage, stack: Stack, run_id: str
+) -> tuple[RunFolder, BatchRecord | None, Summary | None] | None:
     try:
         folder = RunFolder(storage, stack.run_uri(run_id))
     except UsageError:
@@ -81,4 +83,7 @@ def _open(storage: Storage, stack: Stack, run_id: str) -> tuple[RunFolder, Batch
         summary = folder.summary
     except (UsageError, ValidationError):
         summary = None
-    return folder, read_record(storage, folder.paths), summary
+    record = read_record(storage, folder.paths)
+    if record is None and is_submitted(folder.run):
+        record = with_lost_jobs(aws, folder, stack, None)
+    return folder, record, summary

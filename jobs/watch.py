@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from jobs.batch import BatchRun, Child, count_states
+from jobs.batch import BatchRun, Child, JobRecord, count_states
 from jobs.cost import Cost, run_cost
 from jobs.doctor import reasons_of_batch, why_waiting
 from jobs.errors import CliExit
@@ -101,27 +101,27 @@ class Watch:
 
     def look(self) -> Snapshot:
         run, now = self._run, self._now()
-        status = run.status()
-        children = run.children() if status else []
+        job, status = run.current()
+        children = run.children(job) if status else []
         snapshot = Snapshot(
             run_id=run.id,
             status=status or "forgotten",
             states=count_states(children),
             tasks=run.folder.run.counts.tasks,
-            seconds=(_ended(children) or now).timestamp() - run.record.job.submitted.timestamp(),
+            seconds=(_ended(children) or now).timestamp() - job.submitted.timestamp(),
             retried=sum(max(0, len(child.attempts) - 1) for child in children),
             failed_shards=[(child.shard, why_failed(child)) for child in children if child.status == "FAILED"],
         )
-        self._count_receipts(snapshot, children, now)
+        self._count_receipts(snapshot, job, children, now)
         snapshot.cost = self._price(last=snapshot.has_ended)
         waiting = [child for child in children if child.status == "RUNNABLE"]
         if any(child.status in ("STARTING", "RUNNING") for child in children):
             snapshot.waiting = reasons_of_batch(waiting)
         elif waiting:
-            snapshot.waiting = why_waiting(run.aws, run.record.job, waiting)
+            snapshot.waiting = why_waiting(run.aws, job, waiting)
         return snapshot
 
-    def _count_receipts(self, snapshot: Snapshot, children: list[Child], now: datetime) -> None:
+    def _count_receipts(self, snapshot: Snapshot, job: JobRecord, children: list[Child], now: datetime) -> None:
         storage, paths = self._run.folder.storage, self._run.folder.paths
         for entry in storage.list(paths.file("receipts/")):
             if self._sizes.get(entry.uri) == entry.size:  # a receipts file only grows
@@ -146,7 +146,7 @@ class Watch:
             pages = sum(
                 pages
                 for (_, attempt), ended in self._ended.items()
-                if attempt > self._run.record.job.resumed_after
+                if attempt > job.resumed_after
                 for _, pages in ended.values()
             )
             snapshot.pages_per_second = pages / (max(stops) - min(starts)).total_seconds()
@@ -228,14 +228,16 @@ def notes(snapshot: Snapshot) -> list[str]:
 
 def show_on(console: Console) -> Callable[[Snapshot], None]:
     """Prints lines, and notes when they change: for logs, where nothing can be drawn over."""
+    from rich.text import Text
+
     before: list[str] = []
 
     def show(snapshot: Snapshot) -> None:
-        console.print(line(snapshot), markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(line(snapshot)), soft_wrap=True)
         if (told := notes(snapshot)) != before:
             before[:] = told
             for note in told:
-                console.print(f"  {note}", markup=False, highlight=False, soft_wrap=True)
+                console.print(Text(f"  {note}"), soft_wrap=True)
 
     return show
 

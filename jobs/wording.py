@@ -31,5 +31,6 @@ def typed(uri: str) -> str:
 
 
 def run_words(run_id: str, stack: str) -> str:
-    """A run on AWS as words of a command: with its stack, unless that is the one taken where none is named."""
-    return run_id if stack == DEFAULT_STACK else f"{run_id} --stack {stack}"
+    """A run on AWS as words of a command, good in any shell: which stack is taken where none is named, its environment
+    says."""
+    return f"{run_id} --stack {stack}"

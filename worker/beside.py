@@ -20,9 +20,8 @@ log = logging.getLogger(__name__)
 RESTARTS = 5
 STOP_SECONDS = 10.0  # from SIGTERM to SIGKILL
 POLL_SECONDS = 0.5
-DYING_SECONDS = (
-    30.0  # in which a server that answers no more must have gone: vLLM outlives its engine by a second or two
-)
+# In which a server that answers no more must have gone: vLLM outlives its engine by a second or two.
+DYING_SECONDS = 30.0
 
 
 class ServerLost(TryAgain):
@@ -41,13 +40,15 @@ class Beside:
         environment: Mapping[str, str] | None = None,
         restarts: int = RESTARTS,
     ) -> None:
-        """`ready` tells whether the server answers; `start_seconds` is how long it may take to, each time."""
+        """`ready` tells whether the server answers; `start_seconds` is how long it may take to, each time; `restarts`
+        is how often it is started again in a row."""
         self._command = [sys.executable, "-P", "-m", "worker.tether", *command]
         self._ready = ready
         self._start_seconds = start_seconds
         self._environment = environment
-        self._most_restarts = restarts
-        self.restarts = 0
+        self._restarts = restarts
+        self.starts = 0  # so far; the number of the life that the server is in
+        self._deaths = 0  # in a row; see `vouch`
         self._process: subprocess.Popen[bytes] | None = None
         self._up = threading.Event()  # it answers, or never will
         self._stopping = threading.Event()
@@ -81,6 +82,18 @@ class Beside:
             self._stopping.wait(POLL_SECONDS)
         self.wait(max(0.0, until - time.monotonic()))
 
+    def vouch(self) -> None:
+        """To be called where the server has done its work: deaths before that don't count."""
+        self._deaths = 0
+
+    def restart(self, life: int, seconds: float) -> None:
+        """Ends a server that doesn't do its work, unless it is another one by now, and waits as `settle`."""
+        process = self._process
+        if process and self.starts == life and process.poll() is None:
+            log.warning("%s doesn't do its work: stopped", self._name)
+            self._end(process)
+        self.settle(seconds)
+
     def stop(self) -> None:
         """Ends the server, and waits for its end."""
         self._stopping.set()
@@ -101,6 +114,7 @@ class Beside:
 
     def _watch(self) -> None:
         while not self._stopping.is_set():
+            self.starts += 1  # before there is a process: none is taken for an earlier one
             try:
                 process = subprocess.Popen(
                     self._command,
@@ -125,13 +139,13 @@ class Beside:
             if code == 127 and not came_up:
                 self._give_up(f"{self._name} cannot be started: there is no such program")
                 return
-            if self.restarts >= self._most_restarts:
+            self._deaths += 1
+            if self._deaths > self._restarts:
                 self._give_up(
-                    f"{self._name} has died {plural(self.restarts + 1, 'time')}, the last time with code {code}"
+                    f"{self._name} has died {plural(self._deaths, 'time')} in a row, the last time with code {code}"
                 )
                 return
-            self.restarts += 1
-            log.warning("%s died with code %d; start %d of %d", self._name, code, self.restarts, self._most_restarts)
+            log.warning("%s died with code %d; start %d of %d", self._name, code, self._deaths, self._restarts)
 
     def _await(self, process: subprocess.Popen[bytes]) -> bool:
         """Until it answers, has died, or has had its time; one that has is killed."""

@@ -62,7 +62,8 @@ class Role(StrEnum):
 
 
 class Record(BaseModel):
-    """Base of all records: keys we don't know are kept out, so that a typing error is found."""
+    """Base of all records: unless a record says otherwise, keys we don't know are refused, so that a typing error is
+    found."""
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True, protected_namespaces=())
 
@@ -202,10 +203,16 @@ class Dataset(Record):
 
 
 class Run(Record):
-    """`run.json`: what was asked for, and with which versions."""
+    """`run.json`: what was asked for, and with which versions.
+
+    A worker may be older than what plans its run: keys that it does not know here are notes, which it passes over. What
+    changes how a run is read is an option, a task's key, or a higher `schema`, which it refuses.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     id: str
-    schema_version: Annotated[int, Field(alias="schema")] = SCHEMA_VERSION
+    schema_version: Annotated[int, Field(alias="schema", le=SCHEMA_VERSION)] = SCHEMA_VERSION
     created: datetime
     engine: str
     options: Options

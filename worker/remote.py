@@ -118,7 +118,8 @@ class Service:
     timeout: float = 120.0  # seconds without a byte
     connections: int = 16
     clock: Clock = field(default_factory=Clock)
-    heard: int = field(default=0, init=False)  # answers with a page's text so far; see `hear`
+    sent: int = field(default=0, init=False)  # requests so far; see `number`
+    heard: int = field(default=0, init=False)  # the latest of them that a page's text has come of; see `hear`
 
     def __post_init__(self) -> None:
         """Raises: BadRequest for an address that is none, or that holds a secret, and for a key that can't be sent."""
@@ -135,7 +136,7 @@ class Service:
                 f"the key of {self.name} holds a space or another sign that no key has: see {self.key_from}"
             )
         self.base_url = self.base_url.rstrip("/")
-        self._hearing = threading.Lock()
+        self._counting = threading.Lock()
         self.http = httpx.Client(
             headers={"Authorization": f"Bearer {self.key}"} if self.key else {},
             timeout=PROBE_SECONDS,
@@ -169,10 +170,17 @@ class Service:
         now, patience = self.clock.now(), self.patience
         return Deadline(now + patience.deadline, now + max(patience.call, patience.deadline))
 
-    def hear(self) -> None:
-        """To be called where a page's text has come: pages that fail meanwhile are then not the service's fault."""
-        with self._hearing:
-            self.heard += 1
+    def number(self) -> int:
+        """Of a request, to be asked for when it is sent."""
+        with self._counting:
+            self.sent += 1
+            return self.sent
+
+    def hear(self, number: int) -> None:
+        """To be called where a page's text has come of that request: pages that have failed before it was sent, and
+        fail again, are then not the service's fault. One sent before may have been answered before an outage began."""
+        with self._counting:
+            self.heard = max(self.heard, number)
 
     def ask(
         self, send: Callable[[Deadline], T], until: Deadline, control: Callable[[Deadline], object]
@@ -182,9 +190,9 @@ class Service:
 
         It raises `Answered`, `Broken` or `httpx.RequestError`. Answers of 4xx are final; all else is tried again.
 
-        An outage is told from a page that the service chokes on before the last try: by another page that it has
-        answered since the try before, or else by `control`, which asks it for something that it can do, and raises as
-        `send`. Only a page that fails once more after that is to blame.
+        An outage is told from a page that the service chokes on before the last try: by another page that was asked
+        for and answered since the try before, or else by `control`, which asks it for something that it can do, and
+        raises as `send`. Only a page that fails once more after that is to blame.
 
         Raises: PageRefused, Unavailable, or BadRequest where each page would end like this one.
         """
@@ -217,14 +225,14 @@ class Service:
             if last or (busy and (late or tries == patience.attempts)):
                 break
             last = late or tries + 1 >= patience.attempts
-            heard = self.heard
+            sent = self.sent
             if late:
                 until.own = until.latest  # once more, in what is left of the call
             else:
                 log.info("%s: %s; trying again in %.1f s", self.name, self.told(failure), wait)
                 self.clock.sleep(wait)
             if last and not busy:
-                if self.heard == heard:
+                if self.heard <= sent:
                     self._check_lives(control, until, failure)
                 lives = True
         if lives and not busy:
@@ -236,18 +244,27 @@ class Service:
     def _check_lives(self, control: Callable[[Deadline], object], until: Deadline, failure: Exception) -> None:
         """Whether the service does what it can. Raises: Unavailable if not, for the page that has met `failure`, or
         BadRequest where it refuses that as it would any page."""
-        import httpx
-
         by = max(until.latest, self.clock.now() + PROBE_SECONDS)
-        try:
-            control(Deadline(by, by))
-        except (Answered, Broken, httpx.RequestError) as error:
-            if isinstance(error, Answered) and error.status in WRONG_RUN:
-                raise self.wrong_run(error) from error
+        if error := self.fails(control, Deadline(by, by)):
             raise Unavailable(
                 f"{self.name} reads neither the page ({self.told(failure)}) nor one of ours that it could "
                 f"({self.told(error)}): it is away"
             ) from error
+
+    def fails(self, control: Callable[[Deadline], object], until: Deadline) -> Exception | None:
+        """What the service fails with where it is asked for what it can do; None if it does it.
+
+        Raises: BadRequest where it refuses that as it would any page.
+        """
+        import httpx
+
+        try:
+            control(until)
+        except (Answered, Broken, httpx.RequestError) as error:
+            if isinstance(error, Answered) and error.status in WRONG_RUN:
+                raise self.wrong_run(error) from error
+            return error
+        return None
 
     def excuse(self, until: Deadline) -> None:
         """For a page whose time is up. Raises: Unavailable where it was the service that has taken it."""

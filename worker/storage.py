@@ -125,8 +125,10 @@ def open_storage() -> Storage:
 def to_uri(location: str) -> str:
     """The URI of a path or URI as a person types it; a slash at its end is kept.
 
-    Raises: BadRequest for a scheme that is not supported, or an S3 URI without a bucket.
+    Raises: BadRequest for a scheme that is not supported, an S3 URI without a bucket, or nothing at all.
     """
+    if not location:
+        raise BadRequest("a path or URI is empty; the current folder is .")
     if "\0" in location:
         raise BadRequest(f"{location!r} holds a NUL character, which no key or path has")
     scheme = location.partition("://")[0] if "://" in location else ""
@@ -370,13 +372,15 @@ class S3Storage:
             self._call(uri, lambda: self._client.delete_object(Bucket=bucket, Key=key))
 
     def _head(self, bucket: str, key: str, known: Container[int]) -> HeadObjectOutputTypeDef:
-        """HEAD is answered without a body, that would say what is wrong: GET is, for a status that isn't `known`."""
+        """HEAD is answered without a body, that would say what is wrong: GET is, for a status that isn't `known`, nor
+        S3's own fault, for which GET would be tried as often again."""
         from botocore.exceptions import ClientError
 
         try:
             return self._client.head_object(Bucket=bucket, Key=key)
         except ClientError as error:
-            if error.response["ResponseMetadata"]["HTTPStatusCode"] not in known:
+            status = error.response["ResponseMetadata"]["HTTPStatusCode"]
+            if status < 500 and status not in known:
                 self._client.get_object(Bucket=bucket, Key=key)["Body"].close()
             raise
 
@@ -391,10 +395,8 @@ class S3Storage:
                 from botocore.config import Config
 
                 config = Config(
-                    retries={
-                        "mode": "standard",
-                        "total_max_attempts": ATTEMPTS,
-                    },  # exponential backoff with full jitter
+                    # exponential backoff with full jitter
+                    retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
                     connect_timeout=5,
                     read_timeout=30,
                     max_pool_connections=32,
@@ -580,7 +582,7 @@ def _translated(error: Any, uri: str) -> Exception:
         )
     if status == 403 or code in ("AccessDenied", "AllAccessDisabled", "403"):
         return AccessDenied(uri, "; S3 answers so for missing keys too, where listing the bucket is not allowed")
-    if code in THROTTLED or status == 429:
+    if code in THROTTLED or status == 429 or code == "503":  # without a body: HEAD's "503 Slow Down"
         return Unavailable(throttled(f"requests for {uri}", ATTEMPTS))
     if status >= 500 or status == 408 or code == "RequestTimeout":
         return Unavailable(f"{uri}: S3 answers {code or status} past {ATTEMPTS} attempts; try again later")

@@ -4,6 +4,7 @@ imports when it runs, so that `--help` answers at once."""
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,7 +29,17 @@ TABLE_ROWS = 60  # documents shown at the end of a run; results.jsonl has them a
 
 
 class _Group(click.Group):
-    """Turns our exceptions into a message and an exit code."""
+    """Turns our exceptions into a message and an exit code, and takes no empty argument."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        for before, argument in itertools.pairwise([str(name), *rest]):
+            if not argument or re.fullmatch("--[a-z-]+=", argument):  # it would mean the current folder, or the default
+                after = argument or before
+                raise click.UsageError(f"what follows {after} is empty: is a variable of the shell not set?", ctx)
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         from worker.errors import BadRequest, BadSetup, DocumentError, WorkerError
@@ -131,7 +142,14 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     plan = local.plan_run(storage, request, out)
     if given["dry_run"]:
         into = shown(out) if given["out"] or labelling else None  # else the run itself makes up a name
-        _show_plan(plan, into, f"{local.RUNS}/", request.engine, as_json=given["as_json"])
+        from jobs.cost import estimate_charge
+        from jobs.summary import format_usd
+
+        estimate = estimate_charge(plan, request.options)
+        more = {"estimate": estimate} if estimate else {}
+        _show_plan(plan, into, f"{local.RUNS}/", request.engine, as_json=given["as_json"], **more)
+        if estimate and not given["as_json"]:
+            click.echo(f"would be charged {format_usd(estimate['usd'])}: {estimate['basis']}")
         return
     folder = local.start_run(storage, request, plan, out)
     runner = RunnerOptions(workers=workers, threads=threads)
@@ -171,7 +189,7 @@ def resume_command(directory: str, *, stack: str, region: str | None, **given: A
 
 
 def _resume(folder: RunFolder, given: dict[str, Any]) -> NoReturn:
-    from jobs.local import check_sources
+    from jobs.local import check_aws
     from jobs.runner import RunnerOptions, share_cpus
     from worker.settings import available_cpus
 
@@ -184,7 +202,8 @@ def _resume(folder: RunFolder, given: dict[str, Any]) -> NoReturn:
         retry_failed=given["retry_failed"],
     )
     if left:
-        check_sources(folder.storage, (task.uri for task in folder.tasks(min(left))))
+        uris = (task.uri for task in folder.tasks(min(left)))
+        check_aws(folder.storage, folder.run.engine, folder.run.options, uris)
     _read_and_finish(folder, sorted(left), runner, sum(left.values()), given)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from jobs.errors import CliExit, JobError
+from jobs.errors import CliExit, JobError, UsageError
 from jobs.wording import DEFAULT_STACK, have, plural
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
         return
     kind = batch.choose_definition(stack, request.engine, given["on"])
     batch.check_weights(stack, kind, request)
-    batch.check_free(aws, storage, stack, run_id, kind)
+    batch.check_free(aws, storage, stack, run_id)
     plan = batch.plan_batch(storage, stack, request)
     rate = measured_rate(aws, storage, stack, request.engine, kind)
     estimate = cost.estimate(plan, request.engine, stack.definition(kind), *(rate or ()))
@@ -382,14 +382,18 @@ def register(main: click.Group) -> None:
 
 
 def is_on_batch(run: str) -> bool:
-    """Whether a RUN is AWS Batch's: an id, not a folder; or a folder that says so."""
-    from jobs.batch import read_record
+    """Whether a RUN is AWS Batch's: an id, not a folder; or a folder that says so, in S3 also by its plan alone."""
+    from jobs.batch import is_submitted, read_record
+    from jobs.results import open_run
     from worker.contract import RunPaths
     from worker.storage import open_storage, to_uri
 
     if "://" not in run and "/" not in run and not Path(run).exists():
         return True
-    return read_record(open_storage(), RunPaths(to_uri(run))) is not None
+    storage, uri = open_storage(), to_uri(run)
+    if read_record(storage, RunPaths(uri)):
+        return True
+    return uri.startswith("s3://") and is_submitted(open_run(uri, storage).run)
 
 
 def resume(run: str, *, retry_failed: bool, stack: str, region: str | None, as_json: bool) -> None:
@@ -427,15 +431,26 @@ def _stack(given: dict[str, Any]) -> tuple[Any, Stack]:
 
 def _open(run: str, given: dict[str, Any]) -> BatchRun:
     """A run by its id on the stack, its s3:// URI, or a fetched copy of it."""
-    from jobs.batch import check_run_id, open_batch_run
-    from worker.storage import open_storage
+    from jobs.batch import check_run_id, open_batch_run, read_record
+    from worker.contract import RunPaths
+    from worker.storage import open_storage, to_uri
 
+    storage = open_storage()
     if "://" in run or Path(run).is_dir():
-        return open_batch_run(open_storage(), run)
+        record = read_record(storage, RunPaths(to_uri(run)))
+        if record is None and not is_on_batch(run):
+            return open_batch_run(storage, run)  # which says so
+        try:
+            aws, stack = _stack({"stack": record.stack, "region": record.region} if record else given)
+        except UsageError:
+            if record is None:
+                raise
+            return open_batch_run(storage, run)  # the stack is gone and its jobs with it, but not its bucket
+        return open_batch_run(storage, run, aws, stack)
     try:
         check_run_id(run)
         aws, stack = _stack(given)
-        return open_batch_run(open_storage(), stack.run_uri(run), aws, stack)
+        return open_batch_run(storage, stack.run_uri(run), aws, stack)
     except JobError:
         click.echo(f"note: there is no folder {run} here, so it is taken for the id of a run on AWS", err=True)
         raise

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from jobs.wording import shown
+
 if TYPE_CHECKING:
     from jobs.dataset import DatasetRequest
     from jobs.results import RunFolder
@@ -106,20 +108,27 @@ def implied_options(given: dict[str, Any]) -> dict[str, str]:
 
 
 def check_same(folder: RunFolder, request: DatasetRequest | None, engine: str, inputs: Sequence[str]) -> None:
-    """Raises: UsageError where a run that is to go on reads something else than was asked for."""
+    """Notes which inputs a run that is to go on has none of.
+
+    Raises: UsageError where it reads something else than was asked for.
+    """
     from jobs.errors import UsageError
     from jobs.plan import lies_apart
 
+    place, elsewhere = shown(folder.uri), "--out" if "out" in click.get_current_context().params else "--run-id"
     has, wanted = _told(folder.run.dataset, folder.run.engine), _told(request, engine)
     if has != wanted:
-        raise UsageError(f"the run at {folder.uri} reads {has}, not {wanted}: name another place for a new run")
-    if inputs and all(lies_apart(folder.run, location) for location in inputs):  # some may hold no document
-        raise UsageError(
-            f"the run at {folder.uri} reads documents below {folder.run.root}, not {', '.join(inputs)}: name another "
-            "place for a new run"
+        raise UsageError(f"the run at {place} reads {has}, not {wanted}: choose another {elsewhere} for a new run")
+    if apart := [location for location in inputs if lies_apart(folder.run, location)]:
+        told = (
+            f"the run at {place} reads documents below {shown(folder.run.root)}, not {', '.join(apart)}: choose "
+            f"another {elsewhere} for a new run"
         )
+        if len(apart) == len(inputs):
+            raise UsageError(told)
+        click.echo(f"note: {told}", err=True)  # no more than that: the run had the same input, if it holds no document
 
 
 def _told(dataset: Dataset | DatasetRequest | None, engine: str) -> str:
-    what = f"column {dataset.image_column} of {dataset.uri}" if dataset else "documents"
+    what = f"column {dataset.image_column} of {shown(dataset.uri)}" if dataset else "documents"
     return f"{what} with {engine}"

@@ -49,8 +49,8 @@ def note_unchanged(
     if record:
         hardware = record.jobs[0].kind.removeprefix("ocr-")
         planned["on"] = click.get_current_context().params["on"], hardware
-    kept += [
-        f"--{name.replace('_', '-')} (it has {has or 'none'})"
+    kept += [  # a run.json of an older version does not tell of pages: what it names is all that is known
+        f"--{name.replace('_', '-')} ({f'it has {has}' if has else 'its run.json names none'})"
         for name, (wanted, has) in planned.items()
         if given(name) is ParameterSource.COMMANDLINE and wanted != has
     ]

@@ -20,15 +20,19 @@ def show_table(
         _draw(console, head, rows, right)
         return
     from rich.cells import cell_len
+    from rich.text import Text
 
-    lines = [[" ".join(cell.split()) for cell in row] for row in ([head] if any(head) else []) + [*rows]]
+    lines = [
+        [" ".join(cell.replace("\t", " ").splitlines()) for cell in row]
+        for row in ([head] if any(head) else []) + [*rows]
+    ]
     widths = [min(PADDED, max(map(cell_len, column))) for column in zip(*lines, strict=True)]
     for line in lines:
         filled = ""
         for name, cell, width in zip(head, line, widths, strict=True):
             space = " " * (width - cell_len(cell))
             filled += (space + cell if name in right else cell + space) + "  "
-        console.print(filled.rstrip(), markup=False, highlight=False, soft_wrap=True)
+        console.print(Text(filled.rstrip()), soft_wrap=True)  # of a string, `:100:` would be replaced by an emoji
 
 
 def _draw(console: Console, head: Sequence[str], rows: Sequence[Sequence[str]], right: Collection[str]) -> None:

@@ -4,7 +4,8 @@ LIVES is a folder. Each start leaves a file there. What it does in its n-th life
 `die`: at once; `mute`: it never answers; a number: answers that many pages, and dies at the next; `poison`: dies of a
 page of 13 by 13 pixels, after all others that it waits for have come; `engine`: so, but as vLLM's server does when its
 engine dies: it tells all whose pages it has in hand, says 503 of its health, and leaves with 0 when they have asked for
-that; `stuck`: as `engine`, but it stays; `live`: answers all.
+that; `stuck`: as `engine`, but it stays; `kills`: dies of a page of 13 by 13 pixels at once; `wedges`: reads nothing
+more from such a page on, though it says that it is well; `wedged`: so from the beginning; `live`: answers all.
 """
 
 from __future__ import annotations
@@ -41,13 +42,18 @@ def serve(act: str, life: int, port: int) -> None:
     from tests.faults.services import Asked, Reply, event, faulty_service, json_reply, stream
 
     def answer(number: int, asked: Asked) -> Reply:
-        if act in ("poison", "engine", "stuck"):
+        if act == "wedged" or wedged.is_set():
+            return Reply(hang=True)
+        if act in ("poison", "engine", "stuck", "kills", "wedges"):
             data = asked.json["messages"][0]["content"][0]["image_url"]["url"].partition(",")[2]
             poisoned = Image.open(BytesIO(base64.b64decode(data))).size == (13, 13)
-            if life == 0:
+            if life == 0 and act not in ("kills", "wedges"):
                 together.wait()
         else:
             poisoned = act != "live" and number > int(act)
+        if poisoned and act == "wedges":
+            wedged.set()
+            return Reply(hang=True)
         if poisoned and act in ("engine", "stuck"):
             engine_dead.set()
         elif poisoned:
@@ -68,7 +74,7 @@ def serve(act: str, life: int, port: int) -> None:
         return json_reply({}, 503)
 
     together = threading.Barrier(8)
-    engine_dead = threading.Event()
+    engine_dead, wedged = threading.Event(), threading.Event()
     asked_for_health = itertools.count()
 
     with faulty_service(answer, health, port=port):

@@ -122,7 +122,7 @@ def test_watching_can_be_broken_off(deployed: Deployed, tmp_path: Path, monkeypa
 
     late = pagefleet("watch", "one", "--wait-minutes", "0")
     assert late.exit_code == 5
-    assert "run one goes on: `pagefleet watch one`" in late.stderr
+    assert "run one goes on: `pagefleet watch one --stack dev`" in late.stderr
 
     def ctrl_c(watch: Watch, *_: object) -> None:
         watch.look()
@@ -131,7 +131,7 @@ def test_watching_can_be_broken_off(deployed: Deployed, tmp_path: Path, monkeypa
     monkeypatch.setattr(Watch, "follow", ctrl_c)
     stopped = pagefleet("watch", "one")
     assert stopped.exit_code == 0
-    assert "the run goes on: `pagefleet watch one`" in stopped.stdout
+    assert "the run goes on: `pagefleet watch one --stack dev`" in stopped.stdout
     once = json.loads(pagefleet("watch", "one", "--once", "--json").stdout)
     assert (once["status"], once["states"], once["tasks"], once["cost"]) == ("RUNNABLE", {"RUNNABLE": 1}, 1, None)
 
@@ -224,15 +224,17 @@ def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:
     again = pagefleet(*first)
     assert again.exit_code == 2
     assert f"run once is live: job {job} is RUNNABLE" in again.stderr
-    assert "`pagefleet watch once`" in again.stderr
+    assert "`pagefleet watch once --stack dev`" in again.stderr
 
     other = pagefleet(*first, "--resume", "--on", "gpu", "--pages", "2", "--shards", "7")
-    assert "note: the run goes on as it was planned, without the new --pages (it has none), --on (it has cpu)" in (
-        other.stderr
+    assert (
+        "note: the run goes on as it was planned, without the new --pages (its run.json names none), --on (it has cpu)"
+        in (other.stderr)
     )
-    assert "reads documents below s3://inputs, not s3://elsewhere/" in (
-        pagefleet("submit", "--prefix", "s3://elsewhere/", "--run-id", "once", "--resume", *COLOUR).stderr
-    )
+    for elsewhere in ("s3://elsewhere/", "s3://inputs2/"):
+        other = pagefleet("submit", "--prefix", elsewhere, "--run-id", "once", "--resume", *COLOUR)
+        assert other.exit_code == 2
+        assert f"reads documents below s3://inputs, not {elsewhere}" in other.stderr
 
     deployed.client("s3").delete_object(Bucket="outputs", Key="runs/once/batch.json")  # as if it had broken off
     assert "run once is live" in pagefleet(*first).stderr
@@ -240,7 +242,7 @@ def test_a_run_id_is_submitted_once(deployed: Deployed, tmp_path: Path) -> None:
     deployed.agent.run(job)
     ended = pagefleet(*first)
     assert ended.exit_code == 2
-    assert "`pagefleet resume once`" in ended.stderr
+    assert "`pagefleet resume once --stack dev`" in ended.stderr
     queue = deployed.description["queues"]["cpu"]["arn"]
     jobs = deployed.client("batch").list_jobs(jobQueue=queue, filters=[{"name": "JOB_NAME", "values": ["pagefleet-*"]}])
     assert len(jobs["jobSummaryList"]) == 1
@@ -276,7 +278,7 @@ def test_what_a_dead_shard_left_is_told_and_resumed_on_batch(
     watched = pagefleet("watch", "dead", "--interval", "0")
     assert watched.exit_code == 4
     assert f"shard 1 failed after 3 attempts: exit 137, {SPOT_REASON}" in watched.stdout
-    assert "`pagefleet resume dead` reads them" in watched.stderr
+    assert "`pagefleet resume dead --stack dev` reads them" in watched.stderr
     fetched = pagefleet("fetch", "dead", "--out", "out", "--no-report")
     assert fetched.exit_code == 4
     assert "`pagefleet resume out` reads them" in fetched.stderr
@@ -392,9 +394,7 @@ def test_an_emulator_that_ends_jobs_at_once_will_do(
     assert pagefleet("logs", "quick").exit_code == 0
 
 
-def test_what_to_do_next_names_the_stack_where_it_is_not_the_usual_one(
-    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_to_do_next_names_the_stack(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
     deployed.description["stack"] = "prod"
     value = json.dumps(deployed.description)
     deployed.client("ssm").put_parameter(Name="/pagefleet/prod", Value=value, Type="String")
@@ -411,6 +411,8 @@ def test_what_to_do_next_names_the_stack_where_it_is_not_the_usual_one(
     deployed.jobs.tell(deployed.job("one"), "FAILED", {})
     assert "`pagefleet fetch one --stack prod` brings" in pagefleet("cancel", "one").stderr
     assert "`pagefleet resume one --stack prod` reads it" in pagefleet("watch", "one").stderr
+    of_dev = pagefleet("submit", "a.png", "--run-id", "two", "--stack", "dev", *COLOUR).stdout
+    assert "`pagefleet watch two --stack dev`, then `pagefleet fetch two --stack dev`" in of_dev
 
 
 @pytest.mark.parametrize("when", ["before its claim", "between its claim and its job"])

@@ -192,7 +192,7 @@ def test_no_figure_is_given_where_nothing_was_read(pictures: Path) -> None:
     draw(pictures / "red.png", "raise")
     done = run(pictures / "red.png", "--engine", COLOUR)
     assert done.exit_code == 1
-    assert "could read none of 1 page; the first: RuntimeError: this page is red" in done.stderr
+    assert "could read no page (1 tried); the first: RuntimeError: this page is red" in done.stderr
     done = run(pictures / "blank.png", "--engine", COLOUR)
     assert done.exit_code == 2
     assert "there is no page to read" in done.stderr

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import select
 import shlex
 import shutil
 import signal
@@ -167,12 +168,15 @@ def test_a_run_that_goes_on_says_which_new_options_it_does_not_take_over(folder:
     assert again.returncode == 0, again.stderr
     assert (
         "note: the run goes on as it was planned, without the new --dpi (it has 200), --lang (it has ko), "
-        f"the engine's option log (it has {folder / 'log'}), --pages (it has none), --pages-per-task (it has none), "
-        "--shards (it has 3)" in again.stderr
+        f"the engine's option log (it has {folder / 'log'}), --pages (its run.json names none), "
+        "--pages-per-task (its run.json names none), --shards (it has 3)" in again.stderr
     )
     elsewhere = pagefleet("run", "elsewhere", "--out", "out", "--resume", *COLOUR, cwd=folder)
     assert elsewhere.returncode == 2
-    assert f"reads documents below file://{folder}/in, not elsewhere: name another place" in elsewhere.stderr
+    assert "run at out reads documents below in, not elsewhere: choose another --out for" in elsewhere.stderr
+    in_part = pagefleet("run", "in", "elsewhere", "--out", "out", "--resume", "--no-report", *COLOUR, cwd=folder)
+    assert in_part.returncode == 0, in_part.stderr
+    assert "note: the run at out reads documents below in, not elsewhere: choose another --out" in in_part.stderr
 
 
 def test_selected_pages(folder: Path) -> None:
@@ -203,10 +207,28 @@ def test_a_dry_run_touches_nothing(folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
+def test_a_dry_run_tells_what_a_service_would_charge(folder: Path) -> None:
+    priced = ("--engine", "upstage", "--engine-option", "price_per_page=0.01", "--dry-run")
+    done = pagefleet("run", "in", *priced, cwd=folder, UPSTAGE_API_KEY="k")
+    assert done.returncode == 0, done.stderr
+    told = "about 12 pages at $0.01; 1 document of unknown length, taken for 10 pages each"
+    assert done.stdout.splitlines()[-1] == f"would be charged $0.12: {told}"
+    done = pagefleet("run", "in/a.png", *priced, "--json", cwd=folder, UPSTAGE_API_KEY="k")
+    assert json.loads(done.stdout)["estimate"] == {"pages": 1, "usd": 0.01, "basis": "1 page at $0.01"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["run"], "name at least one INPUT"),
+        (["run", ""], "what follows run is empty"),
+        (["run", "in", "--out", ""], "what follows --out is empty"),
+        (["run", "in", "--out="], "what follows --out= is empty"),
+        (["run", "in", "--keys-file", ""], "what follows --keys-file is empty"),
+        (["run", "in", "--dataset", ""], "what follows --dataset is empty"),
+        (["submit", "in", "--prefix", ""], "what follows --prefix is empty"),
+        (["resume", ""], "what follows resume is empty"),
+        (["show", "", "x"], "what follows show is empty"),
         (["run", "gone.png"], "there is no file or folder gone.png"),
         (["run", "*.gone"], "no file matches"),
         (["run", "--keys-file", "gone"], "cannot read the key list gone"),
@@ -218,6 +240,8 @@ def test_a_dry_run_touches_nothing(folder: Path) -> None:
         (["run", "in", "--engine-option", "foo=bar"], "engine rapidocr has no option 'foo'; it has: backend"),
         (["run", "in", "--engine", "openai", "--engine-option", "foo=bar", "--dry-run"], "no option 'foo'; it has: "),
         (["run", "in", "--engine", "openai", "--engine-option", "timeout=soon"], "it must be a number of at least"),
+        (["run", "in", "--engine", "openai", "--dry-run"], "engine openai needs the server's address"),
+        (["run", "in", "--engine", "upstage", "--dry-run"], "engine upstage needs a key: set UPSTAGE_API_KEY"),
         (["run", "in", "--dpi", "7"], "--dpi"),
         (["run", "in", "--out", "in"], "exists and is not an empty folder"),
         (["run", "https://example.org/a.png"], "https:// is not supported"),
@@ -255,11 +279,12 @@ def test_a_run_that_is_there_is_not_written_over(folder: Path) -> None:
 
 
 def test_what_the_worker_refuses_is_wrong_usage_and_leaves_nothing(folder: Path) -> None:
-    done = pagefleet("run", "in", "--out", "out", "--engine", "openai", cwd=folder)
+    refused = ("--engine", "upstage", "--engine-option", "key_secret=arn:aws:iam::123456789012:role/no:secret")
+    done = pagefleet("run", "in", "--out", "out", *refused, cwd=folder)
     assert done.returncode == 2
     assert not (folder / "out").exists()
     assert "the worker refuses the run: " in done.stderr
-    assert pagefleet("run", "in", "--engine", "openai", cwd=folder).returncode == 2
+    assert pagefleet("run", "in", *refused, cwd=folder).returncode == 2
     assert not (folder / "runs").exists()
     assert "Traceback" not in done.stderr
     assert pagefleet("run", "in", "--out", "out", "--no-report", *COLOUR, cwd=folder).returncode == 0
@@ -288,6 +313,25 @@ def test_a_run_whose_listener_has_gone_goes_on(folder: Path, terminal: dict[str,
     process.stderr.close()
     process.stdout.close()
     process.wait(timeout=PATIENCE)
+    assert {document.status for document in open_run(str(folder / "out")).documents()} == {"ok"}
+
+
+def test_a_run_whose_terminal_goes_away_goes_on(folder: Path) -> None:
+    ours, its_own = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs.cli", "run", "in", "--out", "out", "--no-report", *COLOUR],
+        cwd=folder,
+        env=worker_environment(TERM="xterm"),
+        stdout=subprocess.DEVNULL,
+        stderr=its_own,
+    )
+    os.close(its_own)
+    shown = b""
+    while b"starting" not in shown:  # the bar is drawn before a worker is started
+        assert select.select([ours], [], [], PATIENCE)[0], shown
+        shown += os.read(ours, 1000)
+    os.close(ours)
+    assert process.wait(timeout=PATIENCE) == 0
     assert {document.status for document in open_run(str(folder / "out")).documents()} == {"ok"}
 
 

@@ -5,16 +5,22 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
 from jobs import aws as aws_module
 from jobs.cli import main
+from jobs.plan import Sharding, describe_run, make_plan, write_plan
 from tests.conftest import draw
 from tests.jobs.conftest import Deployed
 from tests.jobs.test_doctor import answering
 from worker import storage as storage_module
+from worker.contract import Options, RunPaths
+from worker.storage import open_storage
 
 # Those that look at a stack, then at a run's folder in S3, and those that see S3 alone.
 OF_A_STACK = (
@@ -40,12 +46,20 @@ OF_A_FOLDER = (
     "report s3://outputs/runs/one",
     "show s3://outputs/runs/one a.png",
 )
+SECRET = "arn:aws:secretsmanager:us-east-1:123456789012:secret:upstage"
 OF_SOURCES = (
     "run s3://inputs/a.png",
     "run s3://inputs/scans/",
     "run --keys-file keys",
     "run --dataset s3://inputs/train.parquet",
     "run in --out s3://outputs/runs/one",
+    "run in --engine hunyuan --model s3://inputs/weights/",
+    f"run in --engine upstage --engine-option key_secret={SECRET}",
+    "run --dataset train.parquet --image-root s3://inputs",
+    "resume weights",
+    "resume key",
+    "bench in --engine hunyuan --engine-option model=s3://inputs/weights/",
+    f"bench in --engine upstage --engine-option key_secret={SECRET}",
     "bench s3://inputs/a.png",
     "workflow unlock --backend s3://outputs",
 )
@@ -58,9 +72,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     draw(tmp_path / "in/a.png")
     (tmp_path / "keys").write_text("s3://inputs/a.png\n")
+    pyarrow.parquet.write_table(pyarrow.table({"image_path": ["a.png"]}), tmp_path / "train.parquet")
+    plan_run(tmp_path / "weights", "hunyuan", {"model": "s3://inputs/weights/"})
+    plan_run(tmp_path / "key", "upstage", {"key_secret": SECRET})
     for module in (aws_module, storage_module):
         monkeypatch.setattr(module, "ATTEMPTS", 1)
     return tmp_path
+
+
+def plan_run(out: Path, engine: str, options: dict[str, Any]) -> None:
+    """A run of the document, of which nothing has been read."""
+    plan = make_plan(["file:///gone/a.png"], Sharding())
+    run = describe_run(plan, "one", engine, Options(engine_options=options), {})
+    write_plan(open_storage(), RunPaths(out.as_uri()), plan, run)
 
 
 def check(commands: Sequence[str], code: int, said: str) -> None:
@@ -148,6 +172,7 @@ def test_no_such_run(deployed: Deployed, folder: Path) -> None:
 def test_a_bucket_that_is_missing(deployed: Deployed, folder: Path) -> None:
     said = "there is no bucket {}: check its name; `pulumi up` makes those of a stack"
     named = ("run s3://gone/a.png", "run s3://gone/scans/", "run --dataset s3://gone/train.parquet", "bench s3://gone/")
+    named += ("run in --engine hunyuan --model s3://gone/weights/",)
     named += ("submit s3://gone/a.png", "submit --prefix s3://gone/", "submit --dataset s3://gone/train.parquet")
     check(named, 1, said.format("gone"))
     deployed.client("s3").delete_bucket(Bucket="outputs")

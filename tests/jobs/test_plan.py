@@ -30,8 +30,13 @@ def test_inputs_that_hold_none_of_a_runs_documents(tmp_path: Path, monkeypatch: 
     )
     for location in ("in", "in/", ".", "in/x/*.png", "*/x/a.png", "in/x/a.png", str(tmp_path), "../*"):
         assert not lies_apart(run, location), location
-    for location in ("out", "in/y", "in/y/*.png", "s3://in/x/", "/nowhere"):
+    for location in ("out", "in/y", "in/y/*.png", "in/x2", "in/x2/*.png", "i", "s3://in/x/", "/nowhere"):
         assert lies_apart(run, location), location
+    run = describe_run(plan("s3://inputs/scans/a.png"), "one", "rapidocr", Options(), {})
+    for key in ("", "/", "/*/a.png", "/sc", "/scans", "/scans/", "/scans/*", "/scans/a.png", "/scans/b"):
+        assert not lies_apart(run, f"s3://inputs{key}"), key
+    for uri in ("s3://inputs2/", "s3://inputs2/scans/", "s3://input", "s3://inputs/sc/", "s3://inputs/scans2/a.png"):
+        assert lies_apart(run, uri), uri
     mixed = describe_run(plan("s3://one/a.png", "file:///tmp/a.png"), "one", "rapidocr", Options(), {})
     assert not lies_apart(mixed, "s3://two/")
 

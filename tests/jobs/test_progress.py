@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from datetime import UTC, datetime
 
+import pytest
 from rich.console import Console
 
 from jobs.progress import Progress
+from jobs.watch import Snapshot, show_on
 from worker.contract import Receipt
 from worker.receipts import ProgressNews
 
@@ -41,6 +43,20 @@ def test_a_line_every_few_seconds_where_there_is_no_terminal() -> None:
             clock.now += 2.6
             progress.receipt(receipt("ok", 1))
     assert out.getvalue() == ("2/4 tasks, 2 pages, 0.38 pages/s, 5.2 s left\n4/4 tasks, 4 pages, 0.38 pages/s\n")
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_told_is_printed_as_it_is(terminal: bool) -> None:
+    out = io.StringIO()
+    with Progress(Console(file=out, width=20, force_terminal=terminal, color_system=None), 1) as progress:
+        progress.log("shard 1 gave up: [a]/scan:100:1  b.png is no image")
+    assert "shard 1 gave up: [a]/scan:100:1  b.png is no image\n" in out.getvalue()
+
+
+def test_what_aws_says_of_a_run_is_printed_as_it_is() -> None:
+    out, failed = io.StringIO(), "exit 1, a :100: of  [them]"
+    show_on(Console(file=out))(Snapshot("one", "FAILED", {"FAILED": 1}, 1, failed_shards=[(0, failed)]))
+    assert out.getvalue() == f"0.0 s: 1 FAILED; 0/1 tasks, 0 pages\n  shard 0 failed {failed}\n"
 
 
 def test_a_bar_on_a_terminal() -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from tests.faults.services import (
 from worker.engines import EngineSettings, PageImage, PageText
 from worker.engines.openai_server import OpenAiEngine
 from worker.errors import BadRequest, TryAgain
+from worker.remote import Clock
 from worker.settings import API_KEYS
 
 NOTHING = Reply(status=500)
@@ -197,6 +200,33 @@ def test_an_outage_is_no_document_s_fault_though_models_are_listed(fault: Reply)
     """A gateway answers for itself, whatever is behind it."""
     with pytest.raises(TryAgain, match=r"reads neither the page .* nor one of ours"):
         read(in_turn(fault), attempts=3, timeout=0.05)
+
+
+def test_a_stream_that_ends_after_an_outage_began_says_nothing_of_it() -> None:
+    """It was asked for before: what is asked now is not answered."""
+    clock, failed, begun = SetClock(), threading.Event(), threading.Event()
+
+    def old() -> Iterator[str]:
+        begun.set()
+        failed.wait(PATIENCE)
+        yield "fine"
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        failed.set()
+        assert other.result(PATIENCE).markdown == "fine"
+
+    with (
+        faulty_service(lambda number, _: stream(old()) if number == 1 else Reply(status=502)) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        reader = engine(service, clock, attempts=2)
+        reader._service.clock = Clock(clock.now, sleep)
+        other = pool.submit(lambda: reader.read([page(number=2)])[0])
+        assert begun.wait(PATIENCE)
+        with pytest.raises(TryAgain, match=r"reads neither the page .* nor one of ours"):
+            reader.read([page()])
+        reader.close()
 
 
 def test_an_outage_that_ends_before_the_last_try_costs_nothing() -> None:

@@ -175,8 +175,9 @@ def test_no_text_at_all() -> None:
         Reply(status=500),
         Reply(status=503),
         Reply(cut=True),
+        Reply([b"<html>"]),
     ],
-    ids=["429", "500", "503", "reset"],
+    ids=["429", "500", "503", "reset", "html"],
 )
 def test_a_fault_that_passes_costs_a_second_request(fault: Reply) -> None:
     text, service, clock = read(lambda number, _: fault if number == 1 else good())
@@ -191,7 +192,6 @@ def test_a_fault_that_passes_costs_a_second_request(fault: Reply) -> None:
     ("fault", "says"),
     [
         (json_reply({"error": {"message": "unsupported image"}}, 415), "refuses the page: 415: .*unsupported image"),
-        (Reply([b"<html>"]), "makes no sense"),
         (json_reply([]), "makes no sense"),
         (json_reply({"pages": []}), "makes no sense"),
         (json_reply({"pages": [{"words": [{"text": "x"}]}]}), "makes no sense"),
@@ -209,6 +209,7 @@ CHOKES = {
     "500": json_reply({"error": "oops"}, 500, x_upstage_request_id="up-9"),
     "503": Reply(status=503),
     "reset": Reply(cut=True),
+    "html": Reply([b"<html>back soon</html>"], headers={"Content-Type": "text/html"}),
 }
 
 
@@ -246,16 +247,45 @@ def test_a_page_that_upstage_chokes_on_alone_fails_where_a_page_of_ours_is_read(
     assert "Upstage could not read the page in 3 tries, while it reads others" in text.error
     assert [asked.is_control for asked in service.asked] == [False, False, True, False]
     assert "Upstage has billed 1 page, 2.00 $" in caplog.text
+    assert text.details
+    assert (text.details["billed_pages"], text.details["cost"]) == (1, 2.0)
 
 
-@pytest.mark.parametrize("fault", [*CHOKES, "maintenance"])
+def test_a_page_that_is_read_after_one_of_ours_costs_both() -> None:
+    text, _, _ = read(
+        lambda number, _: Reply(status=500) if number == 1 else good(), attempts="2", price_per_page="0.1"
+    )
+    assert text.error is None
+    assert text.details
+    assert (text.details["billed_pages"], text.details["cost"]) == (2, 0.2)
+
+
+def test_two_pages_during_maintenance_do_not_vouch_for_each_other() -> None:
+    """What a proxy says with status 200 is no answer of Upstage's."""
+    clock = SetClock()
+
+    def sleep(seconds: float) -> None:
+        clock.sleep(seconds)
+        reader._service.clock = Clock(clock.now, clock.sleep)
+        with pytest.raises(TryAgain):
+            reader.read([page(number=2)])
+
+    with faulty_service(lambda *_: CHOKES["html"]) as service:
+        reader = engine(service, clock, attempts="2")
+        reader._service.clock = Clock(clock.now, sleep)
+        with pytest.raises(TryAgain, match=r"reads neither the page .* nor one of ours that it could"):
+            reader.read([page()])
+        reader.close()
+
+
+@pytest.mark.parametrize("fault", [*CHOKES, "odd"])
 def test_an_outage_is_no_document_s_fault(fault: str) -> None:
     """Whatever it answers with; and that others were read before it began tells nothing."""
     out = False
 
     def script(_: int, asked: Asked) -> Reply:
-        if asked.is_control and fault == "maintenance":
-            return Reply([b"<html>"])
+        if asked.is_control and fault == "odd":
+            return json_reply({"pages": []})
         return CHOKES.get(fault, CHOKES["503"]) if out else good()
 
     with faulty_service(script) as service:

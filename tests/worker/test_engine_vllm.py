@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -19,10 +20,11 @@ from tests.faults.services import SetClock
 from worker.beside import Beside, ServerLost
 from worker.contract import ExitCode, Options, Result
 from worker.engines import EngineSettings, PageImage
+from worker.engines.openai_server import OpenAiEngine
 from worker.engines.presets import PRESETS
 from worker.engines.vllm_server import VllmEngine, _Lane
 from worker.errors import BadRequest, TryAgain
-from worker.remote import Clock
+from worker.remote import Broken, Clock, Service
 
 Lives = Callable[..., Path]
 PAGE = PageImage(1, np.zeros((40, 60, 3), np.uint8))
@@ -71,7 +73,7 @@ def test_a_server_that_dies_is_started_again_and_stopped_at_the_end(lives: Lives
 
 def test_it_is_started_again_five_times_at_most(lives: Lives) -> None:
     folder = lives("die")
-    with pytest.raises(ServerLost, match="has died 6 times, the last time with code 3") as raised:
+    with pytest.raises(ServerLost, match="has died 6 times in a row, the last time with code 3") as raised:
         VllmEngine(EngineSettings(1, options=options(folder)))
     assert raised.value.exit_code == ExitCode.TRY_AGAIN
     assert started(folder) == 6
@@ -96,6 +98,62 @@ def test_a_page_that_kills_each_server_costs_that_page(
     assert started(folder) == 3
 
 
+@pytest.mark.parametrize("together", [True, False])
+def test_pages_that_kill_each_server_cost_no_more_than_themselves(together: bool, lives: Lives) -> None:
+    """However many they are: only deaths in a row end the run."""
+    folder = lives("poison" if together else "kills")
+    clock = SetClock()
+    engine = VllmEngine(EngineSettings(1, options=options(folder)), Clock(clock.now, clock.sleep))
+    pages = [PageImage(number, np.full((40, 60, 3), 7 * number, np.uint8)) for number in range(8)]
+    for number in (1, 3, 5):
+        pages[number] = PageImage(number, np.full((13, 13, 3), number, np.uint8))
+    with ThreadPoolExecutor(8 if together else 1) as pool:
+        texts = list(pool.map(lambda page: engine.read([page])[0], pages))
+    engine.close()
+    assert [number for number, text in enumerate(texts) if text.error] == [1, 3, 5]
+    assert started(folder) == (1 + 2 * 3 if together else 3 * 3) + 1
+
+
+def test_a_server_that_dies_of_each_page_is_no_page_s_fault(lives: Lives) -> None:
+    clock = SetClock()
+    engine = VllmEngine(EngineSettings(1, options=options(lives("0"))), Clock(clock.now, clock.sleep))
+    with pytest.raises(TryAgain, match="does not read even a page of ours"):
+        engine.read([PAGE])
+    engine.close()
+
+
+def silent(monkeypatch: pytest.MonkeyPatch, *requests: bool) -> Clock:
+    """For which of the requests silence ends at once; and a clock that stands still."""
+    waits = iter(requests)
+    monkeypatch.setattr(Service, "timeouts", lambda *_: httpx.Timeout(PATIENCE, read=0.1 if next(waits) else PATIENCE))
+    clock = SetClock()
+    return Clock(clock.now, clock.sleep)
+
+
+def test_a_server_that_runs_but_reads_no_more_is_started_again(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a page that it hangs of again, alone, has failed; the next one is read."""
+    folder = lives("wedges")
+    clock = silent(monkeypatch, *[True, True, True, False, True], *[True, True, True, False, False])
+    engine = VllmEngine(EngineSettings(1, options=options(folder)), clock)
+    (poison,) = engine.read([PageImage(1, np.zeros((13, 13, 3), np.uint8))])
+    (text,) = engine.read([PAGE])
+    engine.close()
+    assert "could not read the page in 3 tries, while it reads others" in str(poison.error)
+    assert (text.error, text.markdown) == (None, "life 2")
+    assert started(folder) == 3
+
+
+def test_a_server_that_reads_nothing_when_started_again_either_is_away(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = lives("wedged")
+    engine = VllmEngine(EngineSettings(1, options=options(folder)), silent(monkeypatch, *[True] * 4))
+    with pytest.raises(TryAgain, match="runs, but does not read even a page of ours"):
+        engine.read([PAGE])
+    engine.close()
+    assert started(folder) == 2
+
+
 def test_the_time_of_a_restart_is_not_the_page_s(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
     """Which would be up: it has waited longer than it may take."""
     clock = slow_restarts(monkeypatch, 310)
@@ -111,8 +169,8 @@ def test_a_page_waits_for_restarts_no_longer_than_a_call_may_take(
 ) -> None:
     """One that the server dies of even when it is alone has failed by then, before the worker is given up."""
     clock = slow_restarts(monkeypatch, 400)
-    engine = VllmEngine(EngineSettings(1, options=options(lives("0"))), Clock(clock.now, clock.sleep))
-    (text,) = engine.read([PAGE])
+    engine = VllmEngine(EngineSettings(1, options=options(lives("kills"))), Clock(clock.now, clock.sleep))
+    (text,) = engine.read([PageImage(1, np.zeros((13, 13, 3), np.uint8))])
     assert "the server dies of the page, which it had alone" in str(text.error)
     assert clock.time < 1000 + 600
     engine.close()
@@ -130,18 +188,48 @@ def test_a_page_that_waits_too_long_for_the_server_is_not_to_blame(
     engine.close()
 
 
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Who wants to be alone, in the order in which the lane is entered."""
+    entered: list[bool] = []
+    enter = _Lane.enter
+
+    def note(lane: _Lane, *, alone: bool, seconds: float) -> Any:
+        entered.append(alone)
+        return enter(lane, alone=alone, seconds=seconds)
+
+    monkeypatch.setattr(_Lane, "enter", note)
+    return entered
+
+
+def test_a_page_is_suspected_though_the_server_is_up_again_when_that_is_asked(
+    lives: Lives, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = watched(monkeypatch)
+    clock = SetClock()
+    engine = VllmEngine(EngineSettings(1, options=options(lives("live"))), Clock(clock.now, clock.sleep))
+    answer = OpenAiEngine._complete
+
+    def slowly(self: OpenAiEngine, *asked: Any) -> Any:
+        """Told of the engine's death, the thread sleeps until the server is up again."""
+        monkeypatch.setattr(OpenAiEngine, "_complete", answer)
+        process = engine._server._process
+        assert process
+        os.killpg(process.pid, signal.SIGKILL)
+        engine._server.settle(PATIENCE)
+        raise Broken("EngineCore encountered an issue")
+
+    monkeypatch.setattr(OpenAiEngine, "_complete", slowly)
+    (text,) = engine.read([PAGE])
+    engine.close()
+    assert text.markdown == "life 1"
+    assert entered == [False, True]
+
+
 def test_a_page_that_the_server_dies_of_when_asked_again_at_once_is_suspected(
     lives: Lives, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server had died before it could be asked; and now it dies of the page: that one must be alone next."""
-    entered: list[bool] = []
-    enter = _Lane.enter
-
-    def watched(lane: _Lane, *, alone: bool, seconds: float) -> Any:
-        entered.append(alone)
-        return enter(lane, alone=alone, seconds=seconds)
-
-    monkeypatch.setattr(_Lane, "enter", watched)
+    entered = watched(monkeypatch)
     engine = VllmEngine(EngineSettings(1, options=options(lives("live 0 live"))))
     wait = Beside.wait
 
@@ -185,18 +273,38 @@ def slow_restarts(monkeypatch: pytest.MonkeyPatch, seconds: float) -> SetClock:
     return clock
 
 
-@pytest.mark.parametrize(("preset", "most"), [("hunyuan", 1), ("hunyuan-1.0", 1), ("paddleocr-vl", 4)])
-def test_pages_that_vllm_would_mix_are_asked_one_at_a_time(preset: str, most: int, lives: Lives) -> None:
-    engine = VllmEngine(EngineSettings(1, options=options(lives("live"), preset=preset, concurrency="4")))
+@pytest.mark.parametrize(
+    ("named", "most"),
+    [
+        ({"preset": "hunyuan"}, 1),
+        ({"preset": "hunyuan-1.0"}, 1),
+        ({"model": "tencent/HunyuanOCR"}, 1),
+        ({"model": "mine/hunyuanocr-receipts"}, 1),
+        ({"preset": "paddleocr-vl"}, 4),
+        ({"preset": "paddleocr-vl", "fallback": "hunyuan"}, 4),
+    ],
+)
+def test_pages_that_vllm_would_mix_are_asked_one_at_a_time(named: dict[str, str], most: int, lives: Lives) -> None:
+    engine = VllmEngine(EngineSettings(1, options=options(lives("live"), concurrency="4") | named))
     engine.close()
     assert engine.concurrency == most
 
 
-def test_a_server_that_never_answers_is_given_up(lives: Lives) -> None:
-    folder = lives("mute")
+def test_a_server_that_never_answers_is_given_up(lives: Lives, monkeypatch: pytest.MonkeyPatch) -> None:
+    servers: list[Beside] = []
+
+    class Noted(Beside):
+        def __init__(self, *how: Any, **more: Any) -> None:
+            super().__init__(*how, **more)
+            servers.append(self)
+
+    monkeypatch.setattr("worker.engines.vllm_server.Beside", Noted)
     with pytest.raises(ServerLost, match="does not answer within 1 s"):
-        VllmEngine(EngineSettings(1, options=options(folder, start="1", port="1")))
-    assert not any(is_running(int(life.read_text())) for life in folder.glob("life-*"))
+        VllmEngine(EngineSettings(1, options=options(lives("mute"), start="1", port="1")))
+    (server,) = servers
+    assert server._process
+    assert server._process.poll() is not None
+    assert not server._thread.is_alive()
 
 
 def test_a_program_that_does_not_exist() -> None:

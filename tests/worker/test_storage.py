@@ -12,6 +12,7 @@ import pytest
 from tests.faults.proxy import faulty_proxy
 from worker.errors import BadRequest
 from worker.storage import (
+    ATTEMPTS,
     AccessDenied,
     LocalStorage,
     NotFound,
@@ -173,6 +174,8 @@ def test_uris_of_what_a_person_types(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for wrong in ("s3://", "https://example.org/a.png", "gs://b/k"):
         with pytest.raises(BadRequest, match=wrong):
             to_uri(wrong)
+    with pytest.raises(BadRequest, match="is empty"):
+        to_uri("")
     with pytest.raises(BadRequest):
         open_storage().read("ftp://a/b")
 
@@ -206,6 +209,23 @@ class TestThrottled:
             monkeypatch.setenv("AWS_ENDPOINT_URL", proxy)
             with pytest.raises(Unavailable, match=r"a\.bin"):
                 S3Storage(sleep=lambda _: None).fetch("s3://inputs/a.bin", tmp_path)
+
+    @pytest.mark.parametrize(("wrong", "said"), [("slow_down", "AWS throttles requests for"), ("error", "answers 500")])
+    def test_whether_a_key_exists_is_not_asked_for_twice_as_long(
+        self, s3_server: str, monkeypatch: pytest.MonkeyPatch, wrong: str, said: str
+    ) -> None:
+        _no_waiting(monkeypatch)
+        asked: list[str] = []
+
+        def fault(number: int, method: str, path: str) -> str:
+            asked.append(method)
+            return wrong
+
+        with faulty_proxy(s3_server, fault) as proxy:
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy)
+            with pytest.raises(Unavailable, match=said):
+                S3Storage(sleep=lambda _: None).exists("s3://inputs/a.bin")
+        assert asked == ["HEAD"] * ATTEMPTS
 
     def test_a_denied_key_is_that_keys_fault(self, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
         with faulty_proxy(s3_server, lambda *_: "denied") as proxy:

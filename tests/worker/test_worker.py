@@ -401,6 +401,24 @@ def test_a_wrong_request_is_told_and_not_tried_again(
     assert "Traceback" not in done.stderr
 
 
+def test_of_a_run_that_a_newer_version_planned_notes_are_passed_over_and_wishes_refused(make_run: MakeRun) -> None:
+    run = make_run({"a.png": "read"})
+    path = run.folder / "run.json"
+    planned = json.loads(path.read_bytes())
+    for newer, said in (
+        ({"schema": 2}, "should be less than or equal to 1"),
+        ({"options": {"deskew": True}}, "options.deskew"),
+    ):
+        path.write_text(json.dumps(planned | newer))
+        refused = run.work()
+        assert refused.returncode == ExitCode.BAD_REQUEST
+        assert "cannot be understood by this version of the worker" in refused.stderr
+        assert said in refused.stderr
+    path.write_text(json.dumps(planned | {"pages": "1-3", "planned_by": "somebody"}))
+    assert run.work().returncode == ExitCode.OK
+    assert run.outcomes() == {"a.png": "ok"}
+
+
 def test_an_engine_that_cannot_be_built_is_a_crash_with_its_traceback(make_run: MakeRun) -> None:
     done = make_run({"a.png": "read"}, engine="tests.faults.engines:Unbuildable").work()
     assert done.returncode == ExitCode.CRASHED

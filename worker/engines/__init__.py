@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from worker.contract import Line, Options
 from worker.engines.presets import PRESETS, Preset
 from worker.errors import BadRequest
+from worker.settings import API_KEYS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,8 +184,9 @@ def check_engine(name: str) -> None:
         )
 
 
-def check_options(name: str, options: Options) -> None:
+def check_options(name: str, options: Options, api_keys: Mapping[str, str] | None = None) -> None:
     """Refuses options that an engine of the table would refuse, without building it; nor need it be installed here.
+    None of `api_keys` are those of another machine.
 
     Raises: BadRequest.
     """
@@ -195,7 +197,8 @@ def check_options(name: str, options: Options) -> None:
     trial = Trial(options.engine_options)
     if (fallback := trial.get("fallback")) in ENGINES and missing_modules(str(fallback)):
         del trial["fallback"]  # it has to be installed where it reads
-    settings = EngineSettings(1, timeout=options.engine_timeout, lang=options.lang, options=trial)
+    keys = dict.fromkeys(API_KEYS, "not known here") if api_keys is None else api_keys
+    settings = EngineSettings(1, timeout=options.engine_timeout, lang=options.lang, options=trial, api_keys=keys)
     with suppress(OptionsTaken):
         _factory(name)(replace(settings, name=name))
 

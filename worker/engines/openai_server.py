@@ -98,13 +98,9 @@ class OpenAiEngine:
         """Waits for the server. Raises: BadRequest for wrong options or a wrong key, Unavailable past the deadline."""
         self._configure(settings, clock or Clock())
         taker = self._taker
-        base_url = taker.text("base_url")
+        base_url = taker.text("base_url") or ""
         model = taker.text("model")
-        taker.done()
-        if not base_url:
-            raise BadRequest(
-                f"engine {self.name} needs the server's address: --engine-option base_url=http://127.0.0.1:8000/v1"
-            )
+        taker.done(None if base_url else "the server's address: --engine-option base_url=http://127.0.0.1:8000/v1")
         self._connect(base_url, settings.api_keys.get(KEY))
         try:
             self._wait_ready(model)
@@ -336,6 +332,7 @@ class OpenAiEngine:
             return Answer(stop="deadline")
         service = self._service
         url, timeout = f"{service.base_url}/chat/completions", service.timeouts(until)
+        number = service.number()
         with service.http.stream("POST", url, json=body, timeout=timeout) as response:
             check(response)
             answer = Answer(request=request_id(response.headers))
@@ -354,7 +351,7 @@ class OpenAiEngine:
             raise Broken(f"the stream broke off after {len(answer.text):,} characters")
         if answer.stop in ("end", "length") and repeating_tail(answer.text) is not None:
             answer.stop = "repetition"
-        service.hear()
+        service.hear(number)
         return answer
 
     def _follow(self, answer: Answer, response: httpx.Response, until: float) -> None:

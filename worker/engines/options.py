@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
@@ -49,7 +50,7 @@ class OptionsTaken(Exception):
 
 
 class Taker:
-    """Takes options one by one; `done` refuses those that nobody took. All raise BadRequest.
+    """Takes options one by one; `done` refuses those that nobody took, and tells what is lacking. All raise BadRequest.
 
     An engine does nothing costly before `done`, which ends a trial.
     """
@@ -68,6 +69,14 @@ class Taker:
         if choices and value not in choices:
             raise self._wrong(name, value, f"one of {', '.join(choices)}")
         return str(value)
+
+    def words(self, name: str) -> list[str]:
+        """As a shell would part them."""
+        value = self.text(name, "")
+        try:
+            return shlex.split(value or "")
+        except ValueError as error:
+            raise self._wrong(name, value, f"words as in a shell: {error}") from error
 
     def number(self, name: str, default: float, least: float = 0.0) -> float:
         value = self._take(name)
@@ -98,10 +107,12 @@ class Taker:
             raise self._wrong("page_deadline", f"{deadline:g}", f"less than the {timeout:g} s of `engine_timeout`")
         return Patience(self.integer("attempts", attempts, 1), deadline=deadline, call=CALL_SHARE * timeout)
 
-    def done(self) -> None:
+    def done(self, lacking: str | None = None) -> None:
         if unknown := sorted(self._options):
             known = ", ".join(sorted(self._known)) or "none"
             raise BadRequest(f"engine {self._engine} has no option {unknown[0]!r}; it has: {known}")
+        if lacking:
+            raise BadRequest(f"engine {self._engine} needs {lacking}")
         if self._trial:
             raise OptionsTaken
 

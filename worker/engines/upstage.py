@@ -103,10 +103,10 @@ class UpstageEngine:
         secret = taker.text("key_secret")
         patience = taker.patience(settings.timeout, attempts=6, deadline=min(500.0, 0.8 * settings.timeout))
         base_url, timeout = taker.text("base_url") or BASE_URL, taker.number("timeout", TIMEOUT, 0.001)
-        taker.done()
-        key = _read_secret(secret) if secret else settings.api_keys.get(KEY)
-        if not key:
-            raise BadRequest(f"engine upstage needs a key: set {KEY}, or --engine-option key_secret=ARN of a secret")
+        key = settings.api_keys.get(KEY)
+        taker.done(None if key or secret else f"a key: set {KEY}, or --engine-option key_secret=ARN of a secret")
+        if secret:
+            key = _read_secret(secret)
         self._service = Service(
             name="Upstage",
             base_url=base_url,
@@ -133,25 +133,17 @@ class UpstageEngine:
     def _read_page(self, page: PageImage) -> PageText:
         details: dict[str, Any] = {"model": self.model} | ({"unit": "word"} if self._by_word else {})
         try:
-            data, kind = _encoded(page)
-            response, resent = self._service.ask(partial(self._send, data, kind), self._service.until(), self._control)
-            request = request_id(response.headers)
-            details |= {"request": request} if request else {}
-            details["resent"] = resent
-            try:
-                answer = _Answer.model_validate_json(response.content)
-            except ValidationError as error:
-                # Not asked for again: it has been paid for.
-                why = f"{plural(error.error_count(), 'error')}, such as {error.errors()[0]['msg']}"
-                raise PageRefused(f"Upstage's answer makes no sense ({why}): {response.text[:100]!r}") from error
+            send = partial(self._send, *_encoded(page), details)
+            answer, details["resent"] = self._service.ask(send, self._service.until(), partial(self._control, details))
         except PageRefused as error:
             return PageText(page.width, page.height, error=self._service.told(error), details=details)
         self._count(answer, details)
         return self._text(page, answer.pages[0], details)
 
-    def _send(self, data: bytes, kind: str, until: Deadline) -> httpx.Response:
-        """One request. Raises: Answered, httpx.RequestError."""
+    def _send(self, data: bytes, kind: str, details: dict[str, Any], until: Deadline) -> _Answer:
+        """One request. Raises: Answered, Broken, httpx.RequestError, PageRefused."""
         self._rate.wait()
+        number = self._service.number()
         response = check(
             self._service.http.post(
                 f"{self._service.base_url}/document-digitization",
@@ -160,24 +152,27 @@ class UpstageEngine:
                 timeout=self._service.timeouts(until.at),
             )
         )
-        self._service.hear()
-        return response
+        request = request_id(response.headers)
+        details |= {"request": request} if request else {}
+        answer = _understood(response)
+        self._service.hear(number)
+        return answer
 
-    def _control(self, until: Deadline) -> None:
+    def _control(self, details: dict[str, Any], until: Deadline) -> None:
         """Has a page of ours read. It is paid for, as there is nothing to ask that isn't, but only where another page
-        was not read and so is not paid for. Raises: as `_send`, and Broken."""
-        response = self._send(*_encoded(control_page()), until)
+        was not read and so is not paid for: its record tells the cost. Raises: as `_send`, but Broken for all that
+        makes no sense."""
         try:
-            self._count(_Answer.model_validate_json(response.content), {})
-        except ValidationError as error:
-            raise Broken(f"the answer makes no sense: {response.text[:100]!r}") from error
+            self._count(self._send(*_encoded(control_page()), {}, until), details)
+        except PageRefused as error:
+            raise Broken(str(error)) from error
 
     def _count(self, answer: _Answer, details: dict[str, Any]) -> None:
-        """What the page has cost, and which model read it."""
+        """What the page has cost, beside what it has before, and which model read it."""
         details["model"] = self.revision = answer.model
-        details["billed_pages"] = answer.billed
+        details["billed_pages"] = details.get("billed_pages", 0) + answer.billed
         if self._price:
-            details["cost"] = round(answer.billed * self._price, 6)
+            details["cost"] = round(details["billed_pages"] * self._price, 6)
         with self._counting:
             self._billed += answer.billed
 
@@ -190,6 +185,18 @@ class UpstageEngine:
         grouped, left = _in_rows(read.words, rows)
         lines = [_line(words, page, read) for words in grouped] + [Line(text=row) for row in left]
         return PageText(page.width, page.height, lines=lines, details=details)
+
+
+def _understood(response: httpx.Response) -> _Answer:
+    """Raises: Broken where it is no JSON, as what a proxy says during maintenance: nobody bills that. PageRefused where
+    it is JSON that makes no sense: that has been paid for, and is not asked for again."""
+    try:
+        return _Answer.model_validate_json(response.content)
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            raise Broken(f"the answer is no JSON: {response.text[:100]!r}") from error
+        why = f"{plural(error.error_count(), 'error')}, such as {error.errors()[0]['msg']}"
+        raise PageRefused(f"Upstage's answer makes no sense ({why}): {response.text[:100]!r}") from error
 
 
 def _encoded(page: PageImage) -> tuple[bytes, str]:

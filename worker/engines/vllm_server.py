@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import socket
 import threading
@@ -15,7 +14,7 @@ from worker.beside import Beside, ServerLost
 from worker.engines import INSTALL_VLLM, EngineSettings
 from worker.engines.checkpoint import Checkpoint, fetch_checkpoint
 from worker.engines.openai_server import Answer, OpenAiEngine
-from worker.engines.presets import Preset
+from worker.engines.presets import Preset, presets_of
 from worker.errors import BadRequest
 from worker.remote import Answered, Broken, Clock, Deadline, PageRefused, Unavailable
 from worker.settings import API_KEYS
@@ -39,18 +38,17 @@ class VllmEngine(OpenAiEngine):
         """Starts the server and waits for it. Raises: BadRequest where there is none to start, ServerLost."""
         self._configure(settings, clock or Clock())
         taker = self._taker
-        weights, own = taker.text("model"), taker.text("command")
+        weights = taker.text("model")
+        own, more = taker.words("command"), taker.words("server_args")
         port = taker.integer("port", 0) or _free_port()
         start_seconds = taker.number("start", START_SECONDS)
-        more = taker.text("server_args") or ""
-        taker.done()
-        if self._preset.alone_with_vllm:
-            self.concurrency = 1
         self.model = weights or self._preset.hub_id
-        if not self.model:
-            raise BadRequest("engine vllm needs a model: --engine-option preset=NAME, or model=FOLDER")
+        taker.done(None if self.model else "a model: --engine-option preset=NAME, or model=FOLDER")
+        served = {name: value for name, value in settings.options.items() if name != "fallback"}
+        if any(preset.alone_with_vllm for preset in presets_of(self.name, served)):
+            self.concurrency = 1
         self.revision = None if weights else self._preset.revision
-        command = shlex.split(own) if own else [*_serve(self._preset, pinned=not weights), *shlex.split(more)]
+        command = own or [*_serve(self._preset, pinned=not weights), *more]
         self._downloaded = self._from_s3() if self.model.startswith("s3://") else None
         values = {
             "{model}": str(self._downloaded.folder) if self._downloaded else self.model,
@@ -61,7 +59,7 @@ class VllmEngine(OpenAiEngine):
         self.base_url = f"http://127.0.0.1:{port}/v1"
         self._connect(self.base_url, None)
         self._lane = _Lane()
-        self._suspect = threading.local()  # the page that this thread has had in hand when the connection broke
+        self._mine = threading.local()  # `asked`: the page that this thread has asked for; `suspect`: see `_complete`
         environment = {name: value for name, value in os.environ.items() if name not in API_KEYS}
         command = [_filled(word, values) for word in command]
         self._server = Beside(command, self._alive, start_seconds=start_seconds, environment=environment)
@@ -89,22 +87,28 @@ class VllmEngine(OpenAiEngine):
 
     def _complete(self, image: str, temperature: float, until: Deadline) -> Answer:
         """As of any server; but the time in which it is started again is not the page's, and a page that it may have
-        died of is asked alone, so that no other page is blamed.
+        died of, or hang of, is asked alone, so that no other page is blamed.
 
-        Raises: ServerLost or Unavailable, too, where the call's time is up before its turn comes.
+        Raises: ServerLost or Unavailable, too, where the call's time is up before its turn comes, or where the server
+        doesn't read a page of ours either.
         """
         import httpx
 
         came = self._clock.now()
-        alone = getattr(self._suspect, "image", None) is image
+        self._mine.asked = image
+        alone = getattr(self._mine, "suspect", None) is image
         with self._lane.enter(alone=alone, seconds=self._left(until)):
             self._server.wait(self._left(until))
+            if alone:
+                self._prove(until)
             until.extend(self._clock.now() - came)
             unheard = False
             while True:
+                life = self._server.starts
                 try:
                     answer = super()._complete(image, temperature, until)
-                    self._suspect.image = None
+                    self._mine.suspect = None
+                    self._server.vouch()
                     return answer
                 except httpx.ConnectError:
                     if unheard:
@@ -112,9 +116,9 @@ class VllmEngine(OpenAiEngine):
                     unheard = True  # it had died before
                     self._settle(until)
                 except (httpx.NetworkError, httpx.RemoteProtocolError, Broken, Answered) as error:
-                    if isinstance(error, Broken | Answered) and not self._has_lost(error):
+                    if isinstance(error, Broken | Answered) and not self._has_lost(error, life):
                         raise
-                    self._suspect.image = image
+                    self._mine.suspect = image
                     try:
                         self._settle(until)  # before the next page's turn
                     except ServerLost:
@@ -124,12 +128,30 @@ class VllmEngine(OpenAiEngine):
                     raise
 
     def _control(self, until: Deadline) -> None:
-        """Nothing stands between us and this server, and the way to it may be another page's alone: that it answers at
-        all tells enough. It may just have died of that other page."""
+        """The way to the server may be another page's alone, and it may just have died of that one: here it need only
+        be there. Whether it reads is asked when the page is alone with it, which it is next."""
         while not self._alive():
             self._server.settle(self._left(until))
             if not self._left(until):
                 raise ServerLost(f"{self._service.name} was away for all of a page's time")
+        self._mine.suspect = self._mine.asked
+
+    def _prove(self, until: Deadline) -> None:
+        """Has the server read a page of ours before it is alone with one that it may not survive: what goes wrong then
+        is the page's doing. vLLM may answer for itself while its engine hangs: it is started again, once.
+
+        Raises: Unavailable or ServerLost where it doesn't read it, BadRequest where it reads none.
+        """
+        by = Deadline(until.latest, until.latest)
+        life = self._server.starts
+        failure = self._service.fails(super()._control, by)
+        if failure and self._left(until):
+            self._server.restart(life, self._left(until))
+            failure = self._service.fails(super()._control, by)
+        if failure:
+            why = self._service.told(failure)
+            raise Unavailable(f"{self._service.name} runs, but does not read even a page of ours: {why}") from failure
+        self._server.vouch()
 
     def _alive(self) -> bool:
         import httpx
@@ -140,9 +162,12 @@ class VllmEngine(OpenAiEngine):
             return False
         return True
 
-    def _has_lost(self, error: Broken | Answered) -> bool:
-        """Whether the answer tells that the server goes: vLLM's tells all that it has in hand when its engine dies."""
-        return (isinstance(error, Broken) or error.status >= 500) and not self._alive()
+    def _has_lost(self, error: Broken | Answered, life: int) -> bool:
+        """Whether the answer tells that the server goes: vLLM's tells all that it has in hand when its engine dies. By
+        now it may be in another life than when it was asked."""
+        if isinstance(error, Answered) and error.status < 500:
+            return False
+        return not self._alive() or self._server.starts != life  # in this order: it may come up in between
 
     def _settle(self, until: Deadline) -> None:
         broke = self._clock.now()
