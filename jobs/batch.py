@@ -297,7 +297,8 @@ def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
             yield from read_keys_file(request.keys_file, to_input)
 
     with page_counter(storage, request.options) as count_pages:
-        plan = make_plan(uris(), request.sharding, count_pages=count_pages)
+        asked_for = [*map(to_input, (*request.keys, *request.prefixes)), *filter(None, [request.keys_file])]
+        plan = make_plan(uris(), request.sharding, count_pages=count_pages, asked_for=asked_for, warnings=warnings)
     plan.warnings = warnings + plan.warnings
     return plan
 

@@ -89,7 +89,13 @@ def plan_run(storage: Storage, request: Request, out: str) -> Plan:
             yield from read_keys_file(request.keys_file)
 
     with page_counter(storage, request.options) as count_pages:
-        plan = make_plan(uris(), request.sharding, count_pages=count_pages)
+        plan = make_plan(
+            uris(),
+            request.sharding,
+            count_pages=count_pages,
+            asked_for=[*request.inputs, *filter(None, [request.keys_file])],
+            warnings=warnings,
+        )
     check_sources(storage, (uri for uri, *_ in plan.tasks))
     plan.warnings = warnings + plan.warnings
     return plan

@@ -121,8 +121,8 @@ def check_same(folder: RunFolder, request: DatasetRequest | None, engine: str, i
         raise UsageError(f"the run at {place} reads {has}, not {wanted}: choose another {elsewhere} for a new run")
     if apart := [location for location in inputs if lies_apart(folder.run, location)]:
         told = (
-            f"the run at {place} reads documents below {shown(folder.run.root)}, not {', '.join(apart)}: choose another "
-            f"{elsewhere} for a new run"
+            f"the run at {place} reads documents below {shown(folder.run.root)}, not {', '.join(apart)}: choose "
+            f"another {elsewhere} for a new run"
         )
         if len(apart) == len(inputs):
             raise UsageError(told)

@@ -711,7 +711,7 @@ def test_a_forgotten_job_is_no_obstacle(deployed: Deployed, tmp_path: Path, monk
         (["submit", "a.png", "--engine", "nix"], 2, "unknown engine 'nix'"),
         (["submit", "a.png", "--engine", "upstage", "--engine-option", "unti=word"], 2, "has no option 'unti'"),
         (["submit", "a.png", "--engine-option", "foo=bar", "--dry-run"], 2, "has no option 'foo'"),
-        (["submit", "--prefix", "s3://inputs/none/"], 2, "nothing to read"),
+        (["submit", "--prefix", "s3://inputs/none/"], 2, "there is no document in s3://inputs/none/"),
         (["submit", "--keys-file", "gone"], 2, "cannot read the key list"),
         (["submit", "file:///a.png"], 2, "is not in S3"),
         (["submit", "s3://gone/a.png"], 1, "there is no bucket gone"),

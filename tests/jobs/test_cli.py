@@ -243,7 +243,9 @@ def test_a_dry_run_tells_what_a_service_would_charge(folder: Path) -> None:
         (["run", "in", "--dpi", "7"], "--dpi"),
         (["run", "in", "--out", "in"], "exists and is not an empty folder"),
         (["run", "https://example.org/a.png"], "https:// is not supported"),
-        (["run", "empty"], "nothing to read"),
+        (["run", "empty"], "nothing to read: there is no document in empty\n"),
+        (["run", "notes"], "no document in notes; passed over in notes, by their suffix: 1 .txt; name a file to have"),
+        (["run", "--keys-file", "notes/keys.txt"], "there is no document in notes/keys.txt\n"),
         (["run", "in", "--out", "s3://"], "names no bucket"),
         (["resume", "in"], "there is no run at"),
         (["collect", "gone"], "there is no run at"),
@@ -252,6 +254,8 @@ def test_a_dry_run_tells_what_a_service_would_charge(folder: Path) -> None:
 )
 def test_wrong_usage_is_told_in_a_line(folder: Path, arguments: list[str], said: str) -> None:
     (folder / "empty").mkdir()
+    (folder / "notes").mkdir()
+    (folder / "notes/keys.txt").touch()
     before = sorted(folder.rglob("*"))
     done = pagefleet(*arguments, cwd=folder)
     assert done.returncode == 2, done.stderr
