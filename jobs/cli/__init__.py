@@ -286,6 +286,8 @@ def _read_and_finish(folder: RunFolder, shards: list[int], runner: Any, tasks: i
     try:
         local.read(folder, shards, runner, _console(stderr=True), tasks)
     except local.Interrupted as error:
+        if given["as_json"]:
+            _show_json(local.finish(folder, report=False), _files(folder, report=False))
         _fail(str(error), CliExit.UNACCOUNTED)
     table = _Table()
     summary = local.finish(folder, report=not given["no_report"], on_document=table.add)
@@ -294,21 +296,14 @@ def _read_and_finish(folder: RunFolder, shards: list[int], runner: Any, tasks: i
 
 def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, report: bool) -> NoReturn:
     """Shows how a run ended, and ends the command accordingly."""
-    files = ["results.jsonl", "results.parquet", "summary.md", *(["report.html"] if report else [])]
-    files = [name for name in files if folder.storage.exists(folder.paths.file(name))]
-    labelled = folder.run.dataset.output if folder.run.dataset else None
+    files = _files(folder, report=report)
     if as_json:
-        where = {name.replace(".", "_"): folder.paths.file(name) for name in files}
-        if labelled:
-            where["pseudo_labels"] = folder.paths.file(labelled)
-        click.echo(_json(summary.model_dump(mode="json") | {"files": where}))
+        _show_json(summary, files)
     else:
         table.show(_console())
         click.echo()
-        for name in files:
-            click.echo(f"{name.partition('.')[2]:8} {shown(folder.paths.file(name))}")
-        if labelled:
-            click.echo(f"{'labels':8} {shown(folder.paths.file(labelled))}")
+        for name, file in files.items():
+            click.echo(f"{'labels' if name == 'pseudo_labels' else name.partition('.')[2]:8} {shown(file)}")
     documents = summary.documents
     if documents.unaccounted:
         _fail(
@@ -324,6 +319,18 @@ def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, 
             told += f" and {documents.partial:,} in part" if documents.partial else ""
         _fail(f"{told}: see {shown(folder.paths.file('summary.md'))}", CliExit.SOME_FAILED)
     sys.exit(CliExit.OK)
+
+
+def _files(folder: RunFolder, *, report: bool) -> dict[str, str]:
+    """URIs of what was written for a reader of the run, by name."""
+    names = ["results.jsonl", "results.parquet", "summary.md", *(["report.html"] if report else [])]
+    files = {name: folder.paths.file(name) for name in names if folder.storage.exists(folder.paths.file(name))}
+    return files | ({"pseudo_labels": folder.paths.file(folder.run.dataset.output)} if folder.run.dataset else {})
+
+
+def _show_json(summary: Summary, files: dict[str, str]) -> None:
+    where = {name.replace(".", "_"): file for name, file in files.items()}
+    click.echo(_json(summary.model_dump(mode="json") | {"files": where}))
 
 
 class _Table:

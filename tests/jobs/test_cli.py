@@ -318,11 +318,12 @@ def test_a_run_whose_listener_has_gone_goes_on(folder: Path, terminal: dict[str,
     assert {document.status for document in open_run(str(folder / "out")).documents()} == {"ok"}
 
 
-def test_ctrl_c_drains_and_prints_the_command_that_resumes(folder: Path) -> None:
+@pytest.mark.parametrize("json_too", [(), ("--json",)], ids=["", "json"])
+def test_ctrl_c_drains_and_prints_the_command_that_resumes(folder: Path, json_too: tuple[str, ...]) -> None:
     for number in range(40):
         draw(folder / f"in/{number:02d}.png", "slow")
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", "run", "in", "--out", "out", *COLOUR],
+        [sys.executable, "-m", "jobs.cli", "run", "in", "--out", "out", *COLOUR, *json_too],
         cwd=folder,
         env=worker_environment(),
         stdout=subprocess.PIPE,
@@ -335,6 +336,11 @@ def test_ctrl_c_drains_and_prints_the_command_that_resumes(folder: Path) -> None
     drained = ended(process)
     assert drained.returncode == 4, drained.stderr
     assert "`pagefleet resume out` reads the rest" in drained.stderr
+    if json_too:
+        told = json.loads(drained.stdout)
+        assert told["documents"]["total"] == 43
+        assert told["documents"]["ok"] >= 2
+        assert set(told["files"]) == {"results_jsonl", "results_parquet", "summary_md"}
     assert "Traceback" not in drained.stderr
     done = pagefleet("resume", "out", cwd=folder)
     assert done.returncode == 0, done.stderr
