@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from jobs.errors import JobError, UsageError
 from jobs.plan import Plan, Sharding, describe_run, find_inputs, make_plan, new_run_id, read_keys_file, write_plan
 from jobs.progress import Progress
 from jobs.results import Document, RunFolder, read_results
-from jobs.runner import Runner, RunnerOptions, ShardEnd, last_error
+from jobs.runner import Runner, RunnerOptions, last_error
 from jobs.summary import Summary
 from jobs.wording import plural, shown, typed
 from worker import __version__
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+REASONS = 3  # why shards gave up, told at the end: the commonest
 RUNS = "runs"  # below the current folder, where runs go unless told otherwise
 
 
@@ -120,8 +122,8 @@ def start_run(storage: Storage, request: Request, plan: Plan, out: str) -> RunFo
     return RunFolder(storage, out)
 
 
-def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: Console, tasks: int) -> list[ShardEnd]:
-    """Runs the workers for these shards, with progress on `console`.
+def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: Console, tasks: int) -> list[str]:
+    """Runs the workers for these shards, with progress on `console`. Returns why shards gave up, each reason once.
 
     Raises: Interrupted after Ctrl-C or SIGTERM, when the workers have drained; Refused where a worker says that the
     request itself is wrong.
@@ -140,11 +142,13 @@ def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: 
             f"stopped after {progress.ended:,} of {plural(tasks, 'task')}. "
             f"`pagefleet resume {typed(folder.uri)}` reads the rest"
         )
+    reasons: Counter[str] = Counter()
     for end in ends:
         if not end.ok:
             why = f"after {plural(end.attempts, 'attempt')} (exit {end.exit_code}): {_last_message(end.stderr)}"
             progress.log(f"shard {end.shard} gave up {why}")
-    return ends
+            reasons[why] += 1
+    return [f"{plural(count, 'shard')} gave up {why}" for why, count in reasons.most_common(REASONS)]
 
 
 def discard(folder: RunFolder) -> None:
@@ -162,10 +166,14 @@ def discard(folder: RunFolder) -> None:
 
 
 def finish(
-    folder: RunFolder, *, report: bool, on_document: Callable[[Document], None] = lambda document: None
+    folder: RunFolder,
+    *,
+    report: bool,
+    on_document: Callable[[Document], None] = lambda document: None,
+    warnings: Sequence[str] = (),
 ) -> Summary:
     """Collects, and writes the report."""
-    summary = collect(folder, on_document)
+    summary = collect(folder, on_document, warnings=warnings)
     if report:
         write_report_file(folder, summary)
     return summary

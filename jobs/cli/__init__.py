@@ -18,6 +18,8 @@ from jobs.errors import CliExit, JobError
 from jobs.wording import have, plural, shown, typed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from jobs.plan import Plan
@@ -284,18 +286,20 @@ def _read_and_finish(folder: RunFolder, shards: list[int], runner: Any, tasks: i
     for warning in folder.run.warnings:
         click.echo(f"note: {warning}", err=True)
     try:
-        local.read(folder, shards, runner, _console(stderr=True), tasks)
+        reasons = local.read(folder, shards, runner, _console(stderr=True), tasks)
     except local.Interrupted as error:
         if given["as_json"]:
             _show_json(local.finish(folder, report=False), _files(folder, report=False))
         _fail(str(error), CliExit.UNACCOUNTED)
     table = _Table()
-    summary = local.finish(folder, report=not given["no_report"], on_document=table.add)
-    _tell(folder, summary, table, as_json=given["as_json"], report=not given["no_report"])
+    summary = local.finish(folder, report=not given["no_report"], on_document=table.add, warnings=reasons)
+    _tell(folder, summary, table, as_json=given["as_json"], report=not given["no_report"], reasons=reasons)
 
 
-def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, report: bool) -> NoReturn:
-    """Shows how a run ended, and ends the command accordingly."""
+def _tell(
+    folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, report: bool, reasons: Sequence[str] = ()
+) -> NoReturn:
+    """Shows how a run ended, and ends the command accordingly. `reasons` are why shards gave up."""
     files = _files(folder, report=report)
     if as_json:
         _show_json(summary, files)
@@ -308,7 +312,7 @@ def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, 
     if documents.unaccounted:
         _fail(
             f"{have(documents.unaccounted, 'document')} no outcome: `pagefleet resume {typed(folder.uri)}` reads "
-            + ("it" if documents.unaccounted == 1 else "them"),
+            + "; ".join(["it" if documents.unaccounted == 1 else "them", *reasons]),
             CliExit.UNACCOUNTED,
         )
     if documents.failed or documents.partial:

@@ -297,7 +297,11 @@ def test_a_run_whose_worker_keeps_dying_is_unaccounted_for_and_can_be_resumed(fo
     assert done.returncode == 4
     assert "gave up after 5 attempts (exit 137)" in done.stderr.replace("\n", " ")
     assert "`pagefleet resume out` reads them" in done.stderr
-    assert "run `pagefleet resume out`, which reads" in (folder / "out/summary.md").read_text()
+    why = "1 shard gave up after 5 attempts (exit 137)"
+    assert f"reads them; {why}: " in done.stderr
+    told = (folder / "out/summary.md").read_text()
+    assert "run `pagefleet resume out`, which reads" in told
+    assert f"### Warnings\n\n- {why}: " in told
     run = (folder / "out/run.json").read_text().replace("DiesAtStart", "Colour")
     (folder / "out/run.json").write_text(run)
     assert pagefleet("resume", "out", cwd=folder).returncode == 0
