@@ -11,7 +11,7 @@ import os
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from jobs.aws import Aws, AwsError, NoAnswer, chunks
 from jobs.dataset import DatasetRequest, plan_dataset
 from jobs.errors import JobError, UsageError
-from jobs.local import page_counter, versions
+from jobs.local import change_service, page_counter, versions
 from jobs.plan import (
     Plan,
     Sharding,
@@ -182,8 +182,9 @@ class BatchRun:
         self.aws.call("batch", "terminate_job", jobId=self.record.job.id, reason="cancelled with pagefleet cancel")
         return True
 
-    def resume(self, stack: Stack, *, retry_failed: bool) -> JobRecord | None:
-        """Submits a job for the shards that have something left; None where none has.
+    def resume(self, stack: Stack, *, retry_failed: bool, service: Mapping[str, Any] | None = None) -> JobRecord | None:
+        """Submits a job for the shards that have something left; None where none has. `service` are options of the
+        engine that change (see `change_service`).
 
         Raises: UsageError where the run's job is still alive, or somebody else is resuming it; JobError where it is not
         known whether AWS Batch has taken the job.
@@ -195,6 +196,7 @@ class BatchRun:
             status = self.status()
             if status not in (None, *ENDED):
                 raise UsageError(f"run {self.id} is live ({status}): follow it with `pagefleet watch {self.words}`")
+            change_service(self.folder, service or {})
             self.folder.refresh()
             left = self.folder.open_tasks(retry_failed=retry_failed)
             if not left:

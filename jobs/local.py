@@ -6,12 +6,12 @@ import os
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.collect import collect
 from jobs.dataset import DatasetRequest, check_licence, dataset_name, plan_dataset
@@ -26,6 +26,7 @@ from worker import __version__
 from worker.contract import ExitCode, Options, RunPaths
 from worker.decode import Decoder
 from worker.engines import check_engine, check_options
+from worker.engines.options import SERVICE_OPTIONS, refuse_secrets
 from worker.errors import DocumentError
 from worker.scratch import Scratch
 from worker.settings import Settings
@@ -120,6 +121,30 @@ def start_run(storage: Storage, request: Request, plan: Plan, out: str) -> RunFo
     run_id = out.rpartition("/")[2] if _is_run_id(out.rpartition("/")[2]) else new_run_id()
     write_plan(storage, paths, plan, describe_run(plan, run_id, request.engine, request.options, versions()))
     return RunFolder(storage, out)
+
+
+def change_service(folder: RunFolder, options: Mapping[str, Any]) -> None:
+    """Has a run go on with a service that is elsewhere, or is to be asked in another way.
+
+    Raises: UsageError for an option that decides what is read; BadRequest for what the engine does not take.
+    """
+    run = folder.run
+    has = run.options.engine_options
+    changed = {name: value for name, value in options.items() if has.get(name) != value}
+    if others := sorted(changed.keys() - set(SERVICE_OPTIONS)):
+        raise UsageError(
+            f"the run at {shown(folder.uri)} is read as it was planned: its engine's option {others[0]} can't be "
+            f"changed, only {', '.join(SERVICE_OPTIONS)}; start a new run"
+        )
+    if not changed:
+        return
+    new = run.options.model_copy(update={"engine_options": has | changed})
+    refuse_secrets(new.engine_options)
+    check_options(run.engine, new)
+    if run.dataset:
+        check_licence(run.engine, new.engine_options, accept=run.dataset.accepted_licence is not None)
+    folder.run = run.model_copy(update={"options": new})
+    folder.storage.write(folder.paths.run, folder.run.to_json().encode())
 
 
 def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: Console, tasks: int) -> list[str]:

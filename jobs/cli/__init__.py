@@ -118,6 +118,7 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     from jobs import local
     from jobs.plan import Sharding
     from jobs.runner import RunnerOptions, share_cpus
+    from worker.engines.options import SERVICE_OPTIONS
     from worker.settings import available_cpus
     from worker.storage import open_storage, to_uri
 
@@ -139,7 +140,8 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     if given["resume"] and not given["dry_run"] and (found := local.find_run(storage, out)):
         dataset.check_same(found, labelling, request.engine, () if given["keys_file"] else inputs)
         note_unchanged(found.run, request.options, request.sharding, labelling)
-        _resume(found, given | {"retry_failed": False})
+        service = {name: value for name, value in request.options.engine_options.items() if name in SERVICE_OPTIONS}
+        _resume(found, given | {"retry_failed": False}, service)
     local.check_out(storage, out)
     plan = local.plan_run(storage, request, out)
     if given["dry_run"]:
@@ -166,12 +168,15 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
 @main.command("resume")
 @click.argument("directory", metavar="RUN")
 @click.option("--retry-failed", is_flag=True, help="Read failed and partly failed documents again, too.")
+@click.option(
+    "--engine-option", "service", metavar="K=V", multiple=True, help="Where or how a service is asked from now on."
+)
 @click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: one for four CPUs]")
 @click.option("--no-report", is_flag=True, help="Don't write report.html.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, progress on standard error.")
 @batch.stack_option
 @batch.region_option
-def resume_command(directory: str, *, stack: str, region: str | None, **given: Any) -> None:
+def resume_command(directory: str, *, service: tuple[str, ...], stack: str, region: str | None, **given: Any) -> None:
     """Read what a stopped run has left; what has a result is not read again.
 
     RUN is a run's folder, or the id of a run on AWS, which goes on there.
@@ -179,23 +184,31 @@ def resume_command(directory: str, *, stack: str, region: str | None, **given: A
     \b
     pagefleet resume out/samples
     pagefleet resume out/samples --retry-failed
+    pagefleet resume out/samples --engine-option base_url=http://127.0.0.1:8001/v1
     """
+    changed = engine_options(service)
     if batch.is_on_batch(directory):
         batch.resume(
-            directory, retry_failed=given["retry_failed"], stack=stack, region=region, as_json=given["as_json"]
+            directory,
+            retry_failed=given["retry_failed"],
+            service=changed,
+            stack=stack,
+            region=region,
+            as_json=given["as_json"],
         )
         return
     from jobs.results import open_run
 
-    _resume(open_run(directory), given)
+    _resume(open_run(directory), given, changed)
 
 
-def _resume(folder: RunFolder, given: dict[str, Any]) -> NoReturn:
-    from jobs.local import check_sources
+def _resume(folder: RunFolder, given: dict[str, Any], service: dict[str, Any]) -> NoReturn:
+    from jobs.local import change_service, check_sources
     from jobs.runner import RunnerOptions, share_cpus
     from worker.settings import available_cpus
 
     workers, threads = share_cpus(available_cpus(), given["workers"])
+    change_service(folder, service)
     left = folder.open_tasks(retry_failed=given["retry_failed"])
     runner = RunnerOptions(
         workers=workers,

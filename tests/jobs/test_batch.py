@@ -524,8 +524,12 @@ def test_resume_submits_only_the_shards_that_have_something_left(
     for shard in (2, 4):
         deployed.jobs.tell(f"{first}:{shard}", "FAILED", {"statusReason": "the machine was gone"})
 
-    resumed = pagefleet("resume", "sparse")
+    refused = pagefleet("resume", "sparse", "--engine-option", "task=other")
+    assert refused.exit_code == 2
+    assert "option task can't be changed" in refused.stderr
+    resumed = pagefleet("resume", "sparse", "--engine-option", "rate=2")
     assert resumed.exit_code == 0, resumed.output
+    assert open_run("s3://outputs/runs/sparse").run.options.engine_options == {"rate": "2"}
     second = deployed.job("sparse")
     assert "2 shards" in resumed.stdout
     assert deployed.agent.size(second) == 2

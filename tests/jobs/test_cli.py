@@ -18,11 +18,14 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
-from jobs import open_run
+from jobs import local, open_run
 from jobs.cli import batch, main
+from jobs.plan import Sharding
 from jobs.summary import Summary
 from tests.conftest import PATIENCE, ROOT, draw, draw_frames, ended, wait_for, worker_environment
-from worker.contract import Failure, Result
+from tests.faults.services import faulty_service, nobody, stream
+from worker.contract import Failure, Options, Result
+from worker.storage import open_storage, to_uri
 
 COLOUR = ("--engine", "tests.faults.engines:Colour")
 
@@ -166,7 +169,7 @@ def test_a_run_that_goes_on_says_which_new_options_it_does_not_take_over(folder:
     assert again.returncode == 0, again.stderr
     assert (
         "note: the run goes on as it was planned, without the new --dpi (it has 200), --lang (it has ko), "
-        f"the engine's option log (it has {folder / 'log'}), --pages (it has none), --pages-per-task (it has none), "
+        f"--engine-option log (it has {folder / 'log'}), --pages (it has none), --pages-per-task (it has none), "
         "--shards (it has 3)" in again.stderr
     )
     elsewhere = pagefleet("run", "elsewhere", "--out", "out", "--resume", *COLOUR, cwd=folder)
@@ -175,6 +178,31 @@ def test_a_run_that_goes_on_says_which_new_options_it_does_not_take_over(folder:
     in_part = pagefleet("run", "in", "elsewhere", "--out", "out", "--resume", "--no-report", *COLOUR, cwd=folder)
     assert in_part.returncode == 0, in_part.stderr
     assert "note: the run at out reads documents below in, not elsewhere: choose another --out" in in_part.stderr
+
+
+@pytest.mark.parametrize("again", [("resume", "out"), ("run", "in", "--out", "out", "--engine", "openai", "--resume")])
+def test_a_run_goes_on_with_a_server_that_has_moved(folder: Path, again: tuple[str, ...]) -> None:
+    with nobody() as service:  # planned for it, and left before it was asked
+        options = Options(engine_options={"base_url": service.url, "max_new_tokens": "99"})
+    request = local.Request((str(folder / "in"),), None, "openai", options, Sharding())
+    storage, out = open_storage(), to_uri(str(folder / "out"))
+    local.start_run(storage, request, local.plan_run(storage, request, out), out)
+    (folder / "in/c.tiff").unlink()
+    with faulty_service(lambda *_: stream(["moved"])) as service:
+        moved = ("--engine-option", f"base_url={service.url}", "--no-report")
+        if again[0] == "resume":
+            done = pagefleet(*again, *moved, "--engine-option", "task=text", cwd=folder)
+            assert done.returncode == 2
+            assert "option task can't be changed, only base_url" in done.stderr
+            done = pagefleet(*again, *moved, "--engine-option", "ready=soon", cwd=folder)
+            assert done.returncode == 2
+            assert service.asked == []
+        done = pagefleet(*again, *moved, cwd=folder)
+        assert done.returncode == 3, done.stderr
+        assert "note: " not in done.stderr
+        assert len(service.asked) == 2
+        assert service.asked[0].json["max_tokens"] == 99
+    assert open_run(str(folder / "out")).run.options.engine_options["base_url"] == service.url
 
 
 def test_selected_pages(folder: Path) -> None:
