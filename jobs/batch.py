@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 from jobs.aws import Aws, AwsError, Credentials, Denied, NoAnswer, chunks
 from jobs.dataset import DatasetRequest, plan_dataset
 from jobs.errors import JobError, UsageError
-from jobs.local import page_counter, versions
+from jobs.local import change_service, page_counter, versions
 from jobs.plan import (
     Plan,
     Sharding,
@@ -195,8 +195,9 @@ class BatchRun:
             self.aws.call("batch", "terminate_job", jobId=job, reason="cancelled with pagefleet cancel")
         return bool(live)
 
-    def resume(self, stack: Stack, *, retry_failed: bool) -> JobRecord | None:
-        """Submits a job for the shards that have something left; None where none has.
+    def resume(self, stack: Stack, *, retry_failed: bool, service: Mapping[str, Any] | None = None) -> JobRecord | None:
+        """Submits a job for the shards that have something left; None where none has. `service` are options of the
+        engine that change (see `change_service`).
 
         Raises: UsageError where a job of the run lives, or somebody else is resuming it; JobError where it is not known
         whether AWS Batch has taken the job.
@@ -211,6 +212,7 @@ class BatchRun:
             status = self.status()
             if status not in (None, *ENDED):
                 raise UsageError(f"run {self.id} is live ({status}): follow it with `pagefleet watch {self.words}`")
+            change_service(self.folder, service or {})
             self.folder.refresh()
             left = self.folder.open_tasks(retry_failed=retry_failed)
             if not left:
@@ -316,7 +318,8 @@ def plan_batch(storage: Storage, stack: Stack, request: Request) -> Plan:
             yield from read_keys_file(request.keys_file, to_input)
 
     with page_counter(storage, request.options) as count_pages:
-        plan = make_plan(uris(), request.sharding, count_pages=count_pages)
+        asked_for = [*map(to_input, (*request.keys, *request.prefixes)), *filter(None, [request.keys_file])]
+        plan = make_plan(uris(), request.sharding, count_pages=count_pages, asked_for=asked_for, warnings=warnings)
     plan.warnings = warnings + plan.warnings
     return plan
 

@@ -35,6 +35,7 @@ from worker.scratch import Scratch
 from worker.settings import Settings, available_cpus
 from worker.storage import Storage, uri_path
 
+REASONS = 5  # why documents can't be decoded, told where none can
 PAGES = 50  # read unless told otherwise; a Letter page of 200 DPI takes 11 MB while it waits
 SAMPLES = Path(__file__).parent.parent / "samples"  # where the project is installed from its repository
 ELSEWHERE = ("openai", "upstage")  # engines of which this machine's price tells nothing: their server may be anywhere
@@ -111,14 +112,17 @@ def bench(storage: Storage, request: Request, on_pages: Callable[[int, int], Non
         options=_engine_options(request),
         api_keys=Settings.from_environment(os.environ).api_keys,
     )
-    inputs = list(find_inputs(storage, request.inputs or _samples(), warnings=[]))  # true texts lie among them
+    passed: list[str] = []  # told only where nothing is read: true texts lie among the documents
+    inputs = list(find_inputs(storage, request.inputs or _samples(), warnings=passed))
     check_aws(storage, request.engine, request.options, ())
     engine = build_engine(request.engine, settings)
     try:
         documents = list(_decode(storage, inputs, request, engine.longest_side, notes))
         pages = [image for document in documents for image in document.images]
         if not pages:
-            raise UsageError("there is no page to read: each is blank or can't be decoded")
+            blank = sum(document.blank for document in documents)
+            why = [*([f"{plural(blank, 'page')} blank"] if blank else []), *notes[:REASONS], *passed]
+            raise UsageError("; ".join(["there is no page to read", *why]))
         _ask(engine, pages[: engine.batch_size])
         texts, seconds, each = _read(engine, pages, on_pages)
     finally:

@@ -30,8 +30,10 @@ def collect(
     folder: RunFolder,
     on_document: Callable[[Document], None] = lambda document: None,
     cost: dict[str, Any] | None = None,
+    warnings: Iterable[str] = (),
 ) -> Summary:
-    """Writes the files above and returns the summary. `on_document` sees every document, in the results' order.
+    """Writes the files above and returns the summary. `on_document` sees every document, in the results' order, and the
+    summary tells `warnings` after the run's own.
 
     `cost` is what the run cost on AWS (`jobs.cost.Cost`); without it what an earlier collect knew is kept.
     """
@@ -66,7 +68,7 @@ def collect(
     cost = cost or _known_cost(folder)
     if cost and tally.pages.total:
         cost |= {"usd_per_1000_pages": cost["usd"] / tally.pages.total * 1000}
-    summary = tally.summary(folder.run, seconds=seconds, bytes=size, cost=cost)
+    summary = tally.summary(folder.run, seconds=seconds, bytes=size, cost=cost, warnings=warnings)
     folder.storage.write(folder.paths.file("summary.json"), (summary.model_dump_json(indent=1) + "\n").encode())
     markdown = summary.to_markdown(typed(folder.uri)) + _listed(troubled, troubles)
     folder.storage.write(folder.paths.file("summary.md"), markdown.encode())

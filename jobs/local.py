@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jobs.aws import Aws, AwsError, Credentials, NoAnswer, Throttled, Unreachable
 from jobs.collect import collect
@@ -20,13 +21,14 @@ from jobs.errors import JobError, UsageError
 from jobs.plan import Plan, Sharding, describe_run, find_inputs, make_plan, new_run_id, read_keys_file, write_plan
 from jobs.progress import Progress
 from jobs.results import Document, RunFolder, read_results
-from jobs.runner import Runner, RunnerOptions, ShardEnd, last_error
+from jobs.runner import Runner, RunnerOptions, last_error
 from jobs.summary import Summary
 from jobs.wording import plural, shown, typed
 from worker import __version__
 from worker.contract import ExitCode, Options, RunPaths
 from worker.decode import Decoder
 from worker.engines import check_engine, check_options
+from worker.engines.options import SERVICE_OPTIONS, refuse_secrets
 from worker.engines.presets import PRESETS
 from worker.errors import DocumentError
 from worker.scratch import Scratch
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+REASONS = 3  # why shards gave up, told at the end: the commonest
 RUNS = "runs"  # below the current folder, where runs go unless told otherwise
 
 
@@ -94,7 +97,13 @@ def plan_run(storage: Storage, request: Request, out: str) -> Plan:
             yield from read_keys_file(request.keys_file)
 
     with page_counter(storage, request.options) as count_pages:
-        plan = make_plan(uris(), request.sharding, count_pages=count_pages)
+        plan = make_plan(
+            uris(),
+            request.sharding,
+            count_pages=count_pages,
+            asked_for=[*request.inputs, *filter(None, [request.keys_file])],
+            warnings=warnings,
+        )
     check_aws(storage, request.engine, request.options, (uri for uri, *_ in plan.tasks))
     plan.warnings = warnings + plan.warnings
     return plan
@@ -130,8 +139,32 @@ def start_run(storage: Storage, request: Request, plan: Plan, out: str) -> RunFo
     return RunFolder(storage, out)
 
 
-def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: Console, tasks: int) -> list[ShardEnd]:
-    """Runs the workers for these shards, with progress on `console`.
+def change_service(folder: RunFolder, options: Mapping[str, Any]) -> None:
+    """Has a run go on with a service that is elsewhere, or is to be asked in another way.
+
+    Raises: UsageError for an option that decides what is read; BadRequest for what the engine does not take.
+    """
+    run = folder.run
+    has = run.options.engine_options
+    changed = {name: value for name, value in options.items() if has.get(name) != value}
+    if others := sorted(changed.keys() - set(SERVICE_OPTIONS)):
+        raise UsageError(
+            f"the run at {shown(folder.uri)} is read as it was planned: its engine's option {others[0]} can't be "
+            f"changed, only {', '.join(SERVICE_OPTIONS)}; start a new run"
+        )
+    if not changed:
+        return
+    new = run.options.model_copy(update={"engine_options": has | changed})
+    refuse_secrets(new.engine_options)
+    check_options(run.engine, new)
+    if run.dataset:
+        check_licence(run.engine, new.engine_options, accept=run.dataset.accepted_licence is not None)
+    folder.run = run.model_copy(update={"options": new})
+    folder.storage.write(folder.paths.run, folder.run.to_json().encode())
+
+
+def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: Console, tasks: int) -> list[str]:
+    """Runs the workers for these shards, with progress on `console`. Returns why shards gave up, each reason once.
 
     Raises: Interrupted after Ctrl-C or SIGTERM, when the workers have drained; Refused where a worker says that the
     request itself is wrong.
@@ -150,11 +183,13 @@ def read(folder: RunFolder, shards: list[int], options: RunnerOptions, console: 
             f"stopped after {progress.ended:,} of {plural(tasks, 'task')}. "
             f"`pagefleet resume {typed(folder.uri)}` reads the rest"
         )
+    reasons: Counter[str] = Counter()
     for end in ends:
         if not end.ok:
             why = f"after {plural(end.attempts, 'attempt')} (exit {end.exit_code}): {_last_message(end.stderr)}"
             progress.log(f"shard {end.shard} gave up {why}")
-    return ends
+            reasons[why] += 1
+    return [f"{plural(count, 'shard')} gave up {why}" for why, count in reasons.most_common(REASONS)]
 
 
 def discard(folder: RunFolder) -> None:
@@ -172,10 +207,14 @@ def discard(folder: RunFolder) -> None:
 
 
 def finish(
-    folder: RunFolder, *, report: bool, on_document: Callable[[Document], None] = lambda document: None
+    folder: RunFolder,
+    *,
+    report: bool,
+    on_document: Callable[[Document], None] = lambda document: None,
+    warnings: Sequence[str] = (),
 ) -> Summary:
     """Collects, and writes the report."""
-    summary = collect(folder, on_document)
+    summary = collect(folder, on_document, warnings=warnings)
     if report:
         write_report_file(folder, summary)
     return summary

@@ -118,11 +118,18 @@ def read_keys_file(path: str, resolve: Callable[[str], str] = to_uri) -> Iterato
         raise UsageError(f"the key list {path} is not UTF-8 text: {error}") from error
 
 
-def make_plan(uris: Iterable[str], sharding: Sharding, *, count_pages: PageCount | None = None) -> Plan:
+def make_plan(
+    uris: Iterable[str],
+    sharding: Sharding,
+    *,
+    count_pages: PageCount | None = None,
+    asked_for: Sequence[str] = (),
+    warnings: Sequence[str] = (),
+) -> Plan:
     """Names every document, drops duplicates, and cuts long documents where `pages_per_task` asks for it.
 
     `count_pages` tells a document's pages; where it raises DocumentError, the document stays whole and fails when it
-    is read.
+    is read. `asked_for`, as it was typed, and `warnings` of finding the URIs are told where there is none.
 
     Raises: UsageError where nothing is to be read.
     """
@@ -135,7 +142,8 @@ def make_plan(uris: Iterable[str], sharding: Sharding, *, count_pages: PageCount
     documents = list(unique)
     del unique
     if not documents:
-        raise UsageError("nothing to read: the inputs hold no document")
+        where = ", ".join(asked_for) or "what was asked for"
+        raise UsageError("; ".join([f"nothing to read: there is no document in {where}", *warnings]))
     root = _common_root(documents)
     names, changed = _name_all(documents, len(root))
     tasks: list[PlannedTask] = []

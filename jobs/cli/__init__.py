@@ -19,6 +19,8 @@ from jobs.errors import CliExit, JobError
 from jobs.wording import have, plural, shown, typed
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
 
     from jobs.plan import Plan
@@ -125,6 +127,7 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     from jobs import local
     from jobs.plan import Sharding
     from jobs.runner import RunnerOptions, share_cpus
+    from worker.engines.options import SERVICE_OPTIONS
     from worker.settings import available_cpus
     from worker.storage import open_storage, to_uri
 
@@ -146,7 +149,8 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     if given["resume"] and not given["dry_run"] and (found := local.find_run(storage, out)):
         dataset.check_same(found, labelling, request.engine, () if given["keys_file"] else inputs)
         note_unchanged(found.run, request.options, request.sharding, labelling)
-        _resume(found, given | {"retry_failed": False})
+        service = {name: value for name, value in request.options.engine_options.items() if name in SERVICE_OPTIONS}
+        _resume(found, given | {"retry_failed": False}, service)
     local.check_out(storage, out)
     plan = local.plan_run(storage, request, out)
     if given["dry_run"]:
@@ -173,12 +177,15 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
 @main.command("resume")
 @click.argument("directory", metavar="RUN")
 @click.option("--retry-failed", is_flag=True, help="Read failed and partly failed documents again, too.")
+@click.option(
+    "--engine-option", "service", metavar="K=V", multiple=True, help="Where or how a service is asked from now on."
+)
 @click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: one for four CPUs]")
 @click.option("--no-report", is_flag=True, help="Don't write report.html.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, progress on standard error.")
 @batch.stack_option
 @batch.region_option
-def resume_command(directory: str, *, stack: str, region: str | None, **given: Any) -> None:
+def resume_command(directory: str, *, service: tuple[str, ...], stack: str, region: str | None, **given: Any) -> None:
     """Read what a stopped run has left; what has a result is not read again.
 
     RUN is a run's folder, or the id of a run on AWS, which goes on there.
@@ -186,23 +193,31 @@ def resume_command(directory: str, *, stack: str, region: str | None, **given: A
     \b
     pagefleet resume out/samples
     pagefleet resume out/samples --retry-failed
+    pagefleet resume out/samples --engine-option base_url=http://127.0.0.1:8001/v1
     """
+    changed = engine_options(service)
     if batch.is_on_batch(directory):
         batch.resume(
-            directory, retry_failed=given["retry_failed"], stack=stack, region=region, as_json=given["as_json"]
+            directory,
+            retry_failed=given["retry_failed"],
+            service=changed,
+            stack=stack,
+            region=region,
+            as_json=given["as_json"],
         )
         return
     from jobs.results import open_run
 
-    _resume(open_run(directory), given)
+    _resume(open_run(directory), given, changed)
 
 
-def _resume(folder: RunFolder, given: dict[str, Any]) -> NoReturn:
-    from jobs.local import check_aws
+def _resume(folder: RunFolder, given: dict[str, Any], service: dict[str, Any]) -> NoReturn:
+    from jobs.local import change_service, check_aws
     from jobs.runner import RunnerOptions, share_cpus
     from worker.settings import available_cpus
 
     workers, threads = share_cpus(available_cpus(), given["workers"])
+    change_service(folder, service)
     left = folder.open_tasks(retry_failed=given["retry_failed"])
     runner = RunnerOptions(
         workers=workers,
@@ -301,36 +316,33 @@ def _read_and_finish(folder: RunFolder, shards: list[int], runner: Any, tasks: i
     for warning in folder.run.warnings:
         click.echo(f"note: {warning}", err=True)
     try:
-        local.read(folder, shards, runner, _console(stderr=True), tasks)
+        reasons = local.read(folder, shards, runner, _console(stderr=True), tasks)
     except local.Interrupted as error:
+        if given["as_json"]:
+            _show_json(local.finish(folder, report=False), _files(folder, report=False))
         _fail(str(error), CliExit.UNACCOUNTED)
     table = _Table()
-    summary = local.finish(folder, report=not given["no_report"], on_document=table.add)
-    _tell(folder, summary, table, as_json=given["as_json"], report=not given["no_report"])
+    summary = local.finish(folder, report=not given["no_report"], on_document=table.add, warnings=reasons)
+    _tell(folder, summary, table, as_json=given["as_json"], report=not given["no_report"], reasons=reasons)
 
 
-def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, report: bool) -> NoReturn:
-    """Shows how a run ended, and ends the command accordingly."""
-    files = ["results.jsonl", "results.parquet", "summary.md", *(["report.html"] if report else [])]
-    files = [name for name in files if folder.storage.exists(folder.paths.file(name))]
-    labelled = folder.run.dataset.output if folder.run.dataset else None
+def _tell(
+    folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, report: bool, reasons: Sequence[str] = ()
+) -> NoReturn:
+    """Shows how a run ended, and ends the command accordingly. `reasons` are why shards gave up."""
+    files = _files(folder, report=report)
     if as_json:
-        where = {name.replace(".", "_"): folder.paths.file(name) for name in files}
-        if labelled:
-            where["pseudo_labels"] = folder.paths.file(labelled)
-        click.echo(_json(summary.model_dump(mode="json") | {"files": where}))
+        _show_json(summary, files)
     else:
         table.show(_console())
         click.echo()
-        for name in files:
-            click.echo(f"{name.partition('.')[2]:8} {shown(folder.paths.file(name))}")
-        if labelled:
-            click.echo(f"{'labels':8} {shown(folder.paths.file(labelled))}")
+        for name, file in files.items():
+            click.echo(f"{'labels' if name == 'pseudo_labels' else name.partition('.')[2]:8} {shown(file)}")
     documents = summary.documents
     if documents.unaccounted:
         _fail(
             f"{have(documents.unaccounted, 'document')} no outcome: `pagefleet resume {typed(folder.uri)}` reads "
-            + ("it" if documents.unaccounted == 1 else "them"),
+            + "; ".join(["it" if documents.unaccounted == 1 else "them", *reasons]),
             CliExit.UNACCOUNTED,
         )
     if documents.failed or documents.partial:
@@ -341,6 +353,18 @@ def _tell(folder: RunFolder, summary: Summary, table: _Table, *, as_json: bool, 
             told += f" and {documents.partial:,} in part" if documents.partial else ""
         _fail(f"{told}: see {shown(folder.paths.file('summary.md'))}", CliExit.SOME_FAILED)
     sys.exit(CliExit.OK)
+
+
+def _files(folder: RunFolder, *, report: bool) -> dict[str, str]:
+    """URIs of what was written for a reader of the run, by name."""
+    names = ["results.jsonl", "results.parquet", "summary.md", *(["report.html"] if report else [])]
+    files = {name: folder.paths.file(name) for name in names if folder.storage.exists(folder.paths.file(name))}
+    return files | ({"pseudo_labels": folder.paths.file(folder.run.dataset.output)} if folder.run.dataset else {})
+
+
+def _show_json(summary: Summary, files: dict[str, str]) -> None:
+    where = {name.replace(".", "_"): file for name, file in files.items()}
+    click.echo(_json(summary.model_dump(mode="json") | {"files": where}))
 
 
 class _Table:

@@ -63,6 +63,7 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
     from jobs.results import open_run
     from jobs.runs import measured_rate
     from worker.contract import RunPaths
+    from worker.engines.options import SERVICE_OPTIONS
     from worker.storage import open_storage
 
     if not keys and not given["prefixes"] and not given["keys_file"] and not given["dataset"]:
@@ -89,7 +90,14 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
         sources = [batch.input_uri(stack, key) for key in (*keys, *given["prefixes"]) if not given["keys_file"]]
         check_same(found, request.dataset, request.engine, sources)
         note_unchanged(found.run, request.options, request.sharding, request.dataset, record)
-        resume(run_id, retry_failed=False, stack=stack.stack, region=stack.region, as_json=given["as_json"])
+        resume(
+            run_id,
+            retry_failed=False,
+            service={k: v for k, v in request.options.engine_options.items() if k in SERVICE_OPTIONS},
+            stack=stack.stack,
+            region=stack.region,
+            as_json=given["as_json"],
+        )
         return
     kind = batch.choose_definition(stack, request.engine, given["on"])
     batch.check_weights(stack, kind, request)
@@ -396,14 +404,16 @@ def is_on_batch(run: str) -> bool:
     return uri.startswith("s3://") and is_submitted(open_run(uri, storage).run)
 
 
-def resume(run: str, *, retry_failed: bool, stack: str, region: str | None, as_json: bool) -> None:
-    """`pagefleet resume` of a run on Batch."""
+def resume(
+    run: str, *, retry_failed: bool, service: dict[str, Any], stack: str, region: str | None, as_json: bool
+) -> None:
+    """`pagefleet resume` of a run on Batch; `service` are the options of its engine that change."""
     from jobs.batch import console_links
     from jobs.cli import _json
     from jobs.stack import load_stack
 
     found = _open(run, {"stack": stack, "region": region})
-    job = found.resume(load_stack(found.aws, found.record.stack), retry_failed=retry_failed)
+    job = found.resume(load_stack(found.aws, found.record.stack), retry_failed=retry_failed, service=service)
     if as_json:
         links = console_links(found.record) if job else {}
         click.echo(_json({"run": found.id, "uri": found.folder.uri, "job": job.id if job else None, **links}))

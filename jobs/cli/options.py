@@ -24,6 +24,8 @@ def note_unchanged(
     record: BatchRecord | None = None,
 ) -> None:
     """Tells which options of the command line a run that goes on does not take over: it is read as it was planned."""
+    from worker.engines.options import SERVICE_OPTIONS
+
     given = click.get_current_context().get_parameter_source
     kept = [
         f"--{name.replace('_', '-')} (it has {getattr(run.options, name)})"
@@ -34,9 +36,9 @@ def note_unchanged(
     ]
     has = run.options.engine_options
     kept += [
-        f"the engine's option {name} (it has {has.get(name, 'none')})"
+        f"--engine-option {name} (it has {has.get(name, 'none')})"
         for name, value in options.engine_options.items()
-        if has.get(name) != value
+        if has.get(name) != value and name not in SERVICE_OPTIONS
     ]
     planned: dict[str, tuple[object, object]] = {
         "pages": (sharding.pages, run.pages),

@@ -526,8 +526,12 @@ def test_resume_submits_only_the_shards_that_have_something_left(
     for shard in (2, 4):
         deployed.jobs.tell(f"{first}:{shard}", "FAILED", {"statusReason": "the machine was gone"})
 
-    resumed = pagefleet("resume", "sparse")
+    refused = pagefleet("resume", "sparse", "--engine-option", "task=other")
+    assert refused.exit_code == 2
+    assert "option task can't be changed" in refused.stderr
+    resumed = pagefleet("resume", "sparse", "--engine-option", "rate=2")
     assert resumed.exit_code == 0, resumed.output
+    assert open_run("s3://outputs/runs/sparse").run.options.engine_options == {"rate": "2"}
     second = deployed.job("sparse")
     assert "2 shards" in resumed.stdout
     assert deployed.agent.size(second) == 2
@@ -711,7 +715,7 @@ def test_a_forgotten_job_is_no_obstacle(deployed: Deployed, tmp_path: Path, monk
         (["submit", "a.png", "--engine", "nix"], 2, "unknown engine 'nix'"),
         (["submit", "a.png", "--engine", "upstage", "--engine-option", "unti=word"], 2, "has no option 'unti'"),
         (["submit", "a.png", "--engine-option", "foo=bar", "--dry-run"], 2, "has no option 'foo'"),
-        (["submit", "--prefix", "s3://inputs/none/"], 2, "nothing to read"),
+        (["submit", "--prefix", "s3://inputs/none/"], 2, "there is no document in s3://inputs/none/"),
         (["submit", "--keys-file", "gone"], 2, "cannot read the key list"),
         (["submit", "file:///a.png"], 2, "is not in S3"),
         (["submit", "s3://gone/a.png"], 1, "there is no bucket gone"),

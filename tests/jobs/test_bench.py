@@ -196,3 +196,11 @@ def test_no_figure_is_given_where_nothing_was_read(pictures: Path) -> None:
     done = run(pictures / "blank.png", "--engine", COLOUR)
     assert done.exit_code == 2
     assert "there is no page to read" in done.stderr
+    assert "; 1 page blank" in done.stderr
+    (pictures / "junk").mkdir()
+    (pictures / "junk/none.png").write_text("junk")
+    (pictures / "junk/notes.txt").write_text("junk")
+    done = run(pictures / "junk", "--engine", COLOUR)
+    assert done.exit_code == 2
+    assert "none.png: " in done.stderr
+    assert "by their suffix: 1 .txt" in done.stderr

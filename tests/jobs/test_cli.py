@@ -20,11 +20,14 @@ import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
-from jobs import open_run
+from jobs import local, open_run
 from jobs.cli import batch, main
+from jobs.plan import Sharding
 from jobs.summary import Summary
 from tests.conftest import PATIENCE, ROOT, draw, draw_frames, ended, wait_for, worker_environment
-from worker.contract import Failure, Result
+from tests.faults.services import faulty_service, nobody, stream
+from worker.contract import Failure, Options, Result
+from worker.storage import open_storage, to_uri
 
 COLOUR = ("--engine", "tests.faults.engines:Colour")
 
@@ -168,7 +171,7 @@ def test_a_run_that_goes_on_says_which_new_options_it_does_not_take_over(folder:
     assert again.returncode == 0, again.stderr
     assert (
         "note: the run goes on as it was planned, without the new --dpi (it has 200), --lang (it has ko), "
-        f"the engine's option log (it has {folder / 'log'}), --pages (its run.json names none), "
+        f"--engine-option log (it has {folder / 'log'}), --pages (its run.json names none), "
         "--pages-per-task (its run.json names none), --shards (it has 3)" in again.stderr
     )
     elsewhere = pagefleet("run", "elsewhere", "--out", "out", "--resume", *COLOUR, cwd=folder)
@@ -177,6 +180,31 @@ def test_a_run_that_goes_on_says_which_new_options_it_does_not_take_over(folder:
     in_part = pagefleet("run", "in", "elsewhere", "--out", "out", "--resume", "--no-report", *COLOUR, cwd=folder)
     assert in_part.returncode == 0, in_part.stderr
     assert "note: the run at out reads documents below in, not elsewhere: choose another --out" in in_part.stderr
+
+
+@pytest.mark.parametrize("again", [("resume", "out"), ("run", "in", "--out", "out", "--engine", "openai", "--resume")])
+def test_a_run_goes_on_with_a_server_that_has_moved(folder: Path, again: tuple[str, ...]) -> None:
+    with nobody() as service:  # planned for it, and left before it was asked
+        options = Options(engine_options={"base_url": service.url, "max_new_tokens": "99"})
+    request = local.Request((str(folder / "in"),), None, "openai", options, Sharding())
+    storage, out = open_storage(), to_uri(str(folder / "out"))
+    local.start_run(storage, request, local.plan_run(storage, request, out), out)
+    (folder / "in/c.tiff").unlink()
+    with faulty_service(lambda *_: stream(["moved"])) as service:
+        moved = ("--engine-option", f"base_url={service.url}", "--no-report")
+        if again[0] == "resume":
+            done = pagefleet(*again, *moved, "--engine-option", "task=text", cwd=folder)
+            assert done.returncode == 2
+            assert "option task can't be changed, only base_url" in done.stderr
+            done = pagefleet(*again, *moved, "--engine-option", "ready=soon", cwd=folder)
+            assert done.returncode == 2
+            assert service.asked == []
+        done = pagefleet(*again, *moved, cwd=folder)
+        assert done.returncode == 3, done.stderr
+        assert "note: " not in done.stderr
+        assert len(service.asked) == 2
+        assert service.asked[0].json["max_tokens"] == 99
+    assert open_run(str(folder / "out")).run.options.engine_options["base_url"] == service.url
 
 
 def test_selected_pages(folder: Path) -> None:
@@ -245,7 +273,9 @@ def test_a_dry_run_tells_what_a_service_would_charge(folder: Path) -> None:
         (["run", "in", "--dpi", "7"], "--dpi"),
         (["run", "in", "--out", "in"], "exists and is not an empty folder"),
         (["run", "https://example.org/a.png"], "https:// is not supported"),
-        (["run", "empty"], "nothing to read"),
+        (["run", "empty"], "nothing to read: there is no document in empty\n"),
+        (["run", "notes"], "no document in notes; passed over in notes, by their suffix: 1 .txt; name a file to have"),
+        (["run", "--keys-file", "notes/keys.txt"], "there is no document in notes/keys.txt\n"),
         (["run", "in", "--out", "s3://"], "names no bucket"),
         (["resume", "in"], "there is no run at"),
         (["collect", "gone"], "there is no run at"),
@@ -254,6 +284,8 @@ def test_a_dry_run_tells_what_a_service_would_charge(folder: Path) -> None:
 )
 def test_wrong_usage_is_told_in_a_line(folder: Path, arguments: list[str], said: str) -> None:
     (folder / "empty").mkdir()
+    (folder / "notes").mkdir()
+    (folder / "notes/keys.txt").touch()
     before = sorted(folder.rglob("*"))
     done = pagefleet(*arguments, cwd=folder)
     assert done.returncode == 2, done.stderr
@@ -295,7 +327,11 @@ def test_a_run_whose_worker_keeps_dying_is_unaccounted_for_and_can_be_resumed(fo
     assert done.returncode == 4
     assert "gave up after 5 attempts (exit 137)" in done.stderr.replace("\n", " ")
     assert "`pagefleet resume out` reads them" in done.stderr
-    assert "run `pagefleet resume out`, which reads" in (folder / "out/summary.md").read_text()
+    why = "1 shard gave up after 5 attempts (exit 137)"
+    assert f"reads them; {why}: " in done.stderr
+    told = (folder / "out/summary.md").read_text()
+    assert "run `pagefleet resume out`, which reads" in told
+    assert f"### Warnings\n\n- {why}: " in told
     run = (folder / "out/run.json").read_text().replace("DiesAtStart", "Colour")
     (folder / "out/run.json").write_text(run)
     assert pagefleet("resume", "out", cwd=folder).returncode == 0
@@ -335,11 +371,12 @@ def test_a_run_whose_terminal_goes_away_goes_on(folder: Path) -> None:
     assert {document.status for document in open_run(str(folder / "out")).documents()} == {"ok"}
 
 
-def test_ctrl_c_drains_and_prints_the_command_that_resumes(folder: Path) -> None:
+@pytest.mark.parametrize("json_too", [(), ("--json",)], ids=["", "json"])
+def test_ctrl_c_drains_and_prints_the_command_that_resumes(folder: Path, json_too: tuple[str, ...]) -> None:
     for number in range(40):
         draw(folder / f"in/{number:02d}.png", "slow")
     process = subprocess.Popen(
-        [sys.executable, "-m", "jobs.cli", "run", "in", "--out", "out", *COLOUR],
+        [sys.executable, "-m", "jobs.cli", "run", "in", "--out", "out", *COLOUR, *json_too],
         cwd=folder,
         env=worker_environment(),
         stdout=subprocess.PIPE,
@@ -352,6 +389,11 @@ def test_ctrl_c_drains_and_prints_the_command_that_resumes(folder: Path) -> None
     drained = ended(process)
     assert drained.returncode == 4, drained.stderr
     assert "`pagefleet resume out` reads the rest" in drained.stderr
+    if json_too:
+        told = json.loads(drained.stdout)
+        assert told["documents"]["total"] == 43
+        assert told["documents"]["ok"] >= 2
+        assert set(told["files"]) == {"results_jsonl", "results_parquet", "summary_md"}
     assert "Traceback" not in drained.stderr
     done = pagefleet("resume", "out", cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,12 @@ from worker.remote import CALL_SHARE, Patience
 
 _SECRET = re.compile(r"api[-_]?key|authorization|credential|passw|secret|token$|(?:^|[-_])key$", re.IGNORECASE)
 
+# Where, how fast and how patiently a service is asked, and what it charges: what is read does not depend on them.
+SERVICE_OPTIONS = (
+    *("base_url", "key_secret", "concurrency", "rate", "timeout", "page_deadline", "attempts", "ready"),
+    *("price_per_page", "start", "port", "server_args", "command"),
+)
+
 
 def refuse_secrets(options: Mapping[str, Any]) -> None:
     """A run's options are written where others read them: no secret belongs there.
