@@ -270,6 +270,8 @@ def show_command(directory: str, document: str) -> None:
         raise JobError(f"{found.name} has no text: {found.message}")
     if found.outcome and found.message:
         click.echo(f"{found.name}: {found.message}", err=True)
+    if found.pages and all(page.status == "blank" for page in found.pages):
+        click.echo(f"{found.name}: {plural(len(found.pages), 'blank page')}, no text", err=True)
     click.echo(found.markdown, nl=False)
 
 
