@@ -54,17 +54,16 @@ def check_stack(aws: Aws, name: str) -> Iterator[Check]:
     """Everything that a run needs of a stack. Stops where nothing further can be asked."""
     try:
         who = aws.call("sts", "get_caller_identity")
-    except Credentials as error:
-        yield Check("credentials", False, str(error), "sign in: `aws sso login`, or set AWS_PROFILE")
-        return
     except AwsError as error:
-        yield Check("AWS", False, str(error), "mend that, then `pagefleet doctor` again")
+        about = "credentials" if isinstance(error, Credentials) else "AWS"
+        yield Check(about, False, str(error), "mend that, as it says, then `pagefleet doctor` again")
         return
     yield Check("credentials", True, who["Arn"])
     try:
         stack = load_stack(aws, name)
     except JobError as error:
-        yield Check("stack", False, str(error), f"`pulumi up --stack {name}` publishes {parameter_name(name)}")
+        fix = f"`pulumi up --stack {name}` publishes {parameter_name(name)}: docs/bootstrap.md has every step before it"
+        yield Check("stack", False, str(error), fix)
         return
     yield Check("stack", True, f"{stack.stack} in {stack.region}, network {stack.network.mode}")
     if stack.account != who["Account"]:

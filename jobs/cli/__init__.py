@@ -43,6 +43,14 @@ class _Group(click.Group):
                 raise click.UsageError(f"what follows {after} is empty: is a variable of the shell not set?", ctx)
         return name, command, rest
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with its whole first sentence, which click would cut."""
+        listed = [
+            command for name in self.list_commands(ctx) if (command := self.commands[name]) and not command.hidden
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl([(str(command.name), command.get_short_help_str(limit=1_000)) for command in listed])
+
     def invoke(self, ctx: click.Context) -> Any:
         from worker.errors import BadRequest, BadSetup, DocumentError, WorkerError
 
@@ -72,7 +80,9 @@ def main() -> None:
 @click.option("--keys-file", metavar="FILE", help="A list of keys, URIs or paths, one per line.")
 @click.option("--out", metavar="DIR", help="The run's folder, local or s3://…  [default: runs/RUN-ID]")
 @click.option("--engine", default="rapidocr", show_default=True, help="See `pagefleet engines`.")
-@click.option("--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own option.")
+@click.option(
+    "--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own: docs/engines.md."
+)
 @click.option(
     "--model",
     metavar="FOLDER|S3-URI|HUB-ID@COMMIT",
@@ -184,7 +194,6 @@ def resume_command(directory: str, *, service: tuple[str, ...], stack: str, regi
     \b
     pagefleet resume out/samples
     pagefleet resume out/samples --retry-failed
-    pagefleet resume out/samples --engine-option base_url=http://127.0.0.1:8001/v1
     """
     changed = engine_options(service)
     if batch.is_on_batch(directory):

@@ -504,6 +504,13 @@ def test_help_has_an_example(command: click.Command) -> None:
     assert _examples(command)
 
 
+def test_the_help_lists_each_command_with_its_whole_sentence() -> None:
+    listed = " ".join(CliRunner().invoke(main, ["--help"]).stdout.partition("Commands:")[2].split())
+    assert "doctor Look for what would keep a run from working: credentials, stack, image, queues, quotas" in listed
+    assert "..." not in listed
+    assert "workflow" not in listed
+
+
 def test_the_examples_in_the_help_work(s3: Any, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name.startswith("AWS_")}
     (tmp_path / "samples").mkdir()
