@@ -54,22 +54,19 @@ def check_stack(aws: Aws, name: str) -> Iterator[Check]:
     """Everything that a run needs of a stack. Stops where nothing further can be asked."""
     try:
         who = aws.call("sts", "get_caller_identity")
-    except Credentials as error:
-        yield Check("credentials", False, str(error), "sign in: `aws sso login`, or set AWS_PROFILE")
-        return
     except AwsError as error:
-        yield Check(
-            "AWS",
-            False,
-            str(error),
-            "see to it that AWS answers `aws sts get-caller-identity`, then `pagefleet doctor` again",
-        )
+        if isinstance(error, Credentials):
+            yield Check("credentials", False, str(error), "mend that, as it says, then `pagefleet doctor` again")
+        else:
+            answers = "see to it that AWS answers `aws sts get-caller-identity`, then `pagefleet doctor` again"
+            yield Check("AWS", False, str(error), answers)
         return
     yield Check("credentials", True, who["Arn"])
     try:
         stack = load_stack(aws, name)
     except JobError as error:
-        yield Check("stack", False, str(error), f"`pulumi up --stack {name}` publishes {parameter_name(name)}")
+        fix = f"`pulumi up --stack {name}` publishes {parameter_name(name)}: docs/bootstrap.md has every step before it"
+        yield Check("stack", False, str(error), fix)
         return
     yield Check("stack", True, f"{stack.stack} in {stack.region}, network {stack.network.mode}")
     if stack.account != who["Account"]:

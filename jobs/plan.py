@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote
 
 from jobs.errors import UsageError
-from jobs.wording import plural
+from jobs.wording import plural, shown
 from worker.contract import Counts, Dataset, Options, Run, RunPaths, Task
 from worker.decode import LAST_PAGE, format_pages, parse_pages
 from worker.engines.options import refuse_secrets
@@ -288,8 +288,9 @@ def _visible(storage: Storage, folder: str, warnings: list[str]) -> Iterator[tup
         else:
             yield entry.uri, entry.uri
     if hidden:
+        where = shown(folder).encode("utf-8", "backslashreplace").decode()
         warnings.append(
-            f"passed over in {folder}: {plural(hidden, 'hidden file')}; name a file to have it read all the same"
+            f"passed over in {where}: {plural(hidden, 'hidden file')}; name a file to have it read all the same"
         )
 
 

@@ -10,6 +10,7 @@ frame = run.to_pandas()                    # needs pandas
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -23,6 +24,7 @@ from pydantic import ValidationError
 
 from jobs.errors import JobError, UsageError
 from jobs.summary import Summary
+from jobs.wording import shown, typed
 from worker import layout
 from worker.contract import Failure, Page, Receipt, Result, Run, RunPaths, Task
 from worker.decode import parse_pages
@@ -35,6 +37,7 @@ from worker.storage import NoBucket, NotFound, Storage, open_storage, to_uri
 if TYPE_CHECKING:
     import pandas
 
+COMPARED = 10_000  # names of documents, with one that no document has
 READERS = 16  # results read at the same time, so that S3's latency is hidden
 
 
@@ -110,7 +113,7 @@ class RunFolder:
         except NoBucket as error:
             raise JobError(error.message) from error
         except NotFound as error:
-            raise UsageError(f"there is no run at {uri}: it has no run.json") from error
+            raise UsageError(f"there is no run at {shown(uri)}: it has no run.json") from error
         except DocumentError as error:
             raise JobError(error.message) from error
         except ValidationError as error:
@@ -141,11 +144,17 @@ class RunFolder:
         Raises: UsageError where the run has no such document.
         """
         parts: list[Task] = []
+        names: list[str] = []
         for shard in range(self.run.counts.shards):
-            parts += [task for task in self.tasks(shard) if name in (task.name, task.uri)]
+            tasks = self.tasks(shard)
+            parts += [task for task in tasks if name in (task.name, task.uri)]
             if parts and len(parts) == (parts[0].parts or 1):
                 return self._document(sorted(parts, key=lambda task: task.part or 0))
-        raise UsageError(f"run {self.run.id} has no document {name}; `results.jsonl` lists all names")
+            names += [task.name for task in tasks[: COMPARED - len(names)]]
+        last = name.rpartition("/")[2]
+        alike = [other for other in names if other.rpartition("/")[2] == last] or difflib.get_close_matches(name, names)
+        meant = f": did you mean {' or '.join(dict.fromkeys(alike[:3]))}?" if alike else ";"
+        raise UsageError(f"run {self.run.id} has no document {name}{meant} `results.jsonl` lists all names")
 
     def open_tasks(self, *, retry_failed: bool = False) -> dict[int, int]:
         """How many tasks of each shard have no outcome yet; shards without such are left out."""
@@ -196,7 +205,7 @@ class RunFolder:
             return Summary.model_validate_json(self.storage.read(self.paths.file("summary.json")))
         except NotFound as error:
             raise UsageError(
-                f"run {self.run.id} has no summary yet: `pagefleet collect {self.uri}` makes it"
+                f"run {self.run.id} has no summary yet: `pagefleet collect {typed(self.uri)}` makes it"
             ) from error
 
     def to_pandas(self) -> pandas.DataFrame:

@@ -15,7 +15,10 @@ HISTOGRAM_BINS = 20
 _RETRY = "`pagefleet resume {place} --retry-failed`"
 
 _NEXT_STEPS: dict[FailureCode, str] = {
-    FailureCode.NOT_FOUND: f"Check the key for typing errors and that the object still exists, then run {_RETRY}.",
+    FailureCode.NOT_FOUND: (
+        f"Check the key for typing errors and that the object still exists, then run {_RETRY}. A key list names files; "
+        "folders and globs are arguments of `pagefleet run`."
+    ),
     FailureCode.ACCESS_DENIED: f"Allow the worker to read this object (bucket policy, KMS key), then run {_RETRY}.",
     FailureCode.EMPTY: f"The source has no bytes or no pages: upload it again, then run {_RETRY}.",
     FailureCode.UNSUPPORTED_FORMAT: (

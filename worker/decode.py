@@ -61,11 +61,11 @@ def parse_pages(text: str) -> Ranges:
     for part in text.split(","):
         match = re.fullmatch(r"\s*([0-9]{1,9})\s*(?:(-)\s*([0-9]{1,9})?)?\s*", part)
         if match is None:
-            raise ValueError(f"{part.strip()!r} in pages {text!r} is neither a page nor a range: write, say, 1-3,7,10-")
+            raise ValueError(f"{part.strip()!r} is neither a page nor a range: write, say, 1-3,7,10-")
         first = int(match[1])
         last = int(match[3]) if match[3] else LAST_PAGE if match[2] else first
         if not 1 <= first <= last:
-            raise ValueError(f"{part.strip()!r} in pages {text!r}: pages count from 1, and a range from its lower end")
+            raise ValueError(f"{part.strip()!r}: pages count from 1, and a range from its lower end")
         ranges.append((first, last))
     merged: Ranges = []
     for first, last in sorted(ranges):

@@ -190,7 +190,9 @@ class LocalStorage:
         with file_errors(uri):
             status = path.stat()
             if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for ever
-                raise NotFound(uri, " as a regular file")
+                raise NotFound(
+                    uri, " as a file: it is a folder" if stat.S_ISDIR(status.st_mode) else " as a regular file"
+                )
             open(path, "rb").close()  # tells a forbidden one before a decoder is bothered
         return Fetched(path, status.st_size, f"{status.st_mtime_ns:x}-{status.st_size:x}", temporary=False)
 

@@ -44,6 +44,12 @@ class _Group(click.Group):
                 raise click.UsageError(f"what follows {after} is empty: is a variable of the shell not set?", ctx)
         return name, command, rest
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Each with its whole first sentence, which click would cut."""
+        listed = [self.commands[name] for name in self.list_commands(ctx) if not self.commands[name].hidden]
+        with formatter.section("Commands"):
+            formatter.write_dl([(str(command.name), command.get_short_help_str(limit=1_000)) for command in listed])
+
     def invoke(self, ctx: click.Context) -> Any:
         from worker.errors import BadRequest, BadSetup, DocumentError, WorkerError
 
@@ -81,7 +87,9 @@ def main() -> None:
 @click.option("--keys-file", metavar="FILE", help="A list of keys, URIs or paths, one per line.")
 @click.option("--out", metavar="DIR", help="The run's folder, local or s3://…  [default: runs/RUN-ID]")
 @click.option("--engine", default="rapidocr", show_default=True, help="See `pagefleet engines`.")
-@click.option("--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own option.")
+@click.option(
+    "--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own: docs/engines.md."
+)
 @click.option(
     "--model",
     metavar="FOLDER|S3-URI|HUB-ID@COMMIT",
@@ -178,7 +186,11 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
 @click.argument("directory", metavar="RUN")
 @click.option("--retry-failed", is_flag=True, help="Read failed and partly failed documents again, too.")
 @click.option(
-    "--engine-option", "service", metavar="K=V", multiple=True, help="Where or how a service is asked from now on."
+    "--engine-option",
+    "service",
+    metavar="K=V",
+    multiple=True,
+    help="Where a service is now, or how it is asked: base_url=URL, rate=1, …",
 )
 @click.option("--workers", type=click.IntRange(1), help="Worker processes.  [default: one for four CPUs]")
 @click.option("--no-report", is_flag=True, help="Don't write report.html.")
@@ -193,7 +205,6 @@ def resume_command(directory: str, *, service: tuple[str, ...], stack: str, regi
     \b
     pagefleet resume out/samples
     pagefleet resume out/samples --retry-failed
-    pagefleet resume out/samples --engine-option base_url=http://127.0.0.1:8001/v1
     """
     changed = engine_options(service)
     if batch.is_on_batch(directory):
@@ -280,6 +291,8 @@ def show_command(directory: str, document: str) -> None:
         raise JobError(f"{found.name} has no text: {found.message}")
     if found.outcome and found.message:
         click.echo(f"{found.name}: {found.message}", err=True)
+    if found.pages and all(page.status == "blank" for page in found.pages):
+        click.echo(f"{found.name}: {plural(len(found.pages), 'blank page')}, no text", err=True)
     click.echo(found.markdown, nl=False)
 
 

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @click.command("bench")
 @click.argument("inputs", metavar="[INPUT]...", nargs=-1)
 @click.option("--engine", default="rapidocr", show_default=True, help="See `pagefleet engines`.")
-@click.option("--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own option.")
+@click.option(
+    "--engine-option", "engine_options", metavar="K=V", multiple=True, help="An engine's own: docs/engines.md."
+)
 @click.option("--model", metavar="FOLDER|S3-URI|HUB-ID@COMMIT", help="Other weights.  [default: the engine's]")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Where a model runs.  [default: the GPU, if any]")
 @click.option("--lang", help="Language of the documents, where the engine wants to know.")

@@ -46,7 +46,7 @@ class _Steps(click.Group):
             raise
 
 
-@click.group("workflow", cls=_Steps)
+@click.group("workflow", cls=_Steps, hidden=True)
 def workflow() -> None:
     """The steps of the GitHub workflows: outputs, summaries and artifacts for what the other commands do.
 

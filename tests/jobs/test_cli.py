@@ -19,6 +19,7 @@ import click
 import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from jobs import local, open_run
 from jobs.cli import batch, main
@@ -260,7 +261,7 @@ def test_a_dry_run_tells_what_a_service_would_charge(folder: Path) -> None:
         (["run", "gone.png"], "there is no file or folder gone.png"),
         (["run", "*.gone"], "no file matches"),
         (["run", "--keys-file", "gone"], "cannot read the key list gone"),
-        (["run", "in", "--pages", "3-1"], "'3-1'"),
+        (["run", "in", "--pages", "3-1"], "Invalid value for --pages: '3-1': pages count from 1"),
         (["run", "in", "--engine", "nix"], "unknown engine 'nix'"),
         (["run", "in", "--engine", "nix:Engine"], "there is no module nix"),
         (["run", "in", "--engine-option", "x"], "K=V"),
@@ -277,7 +278,7 @@ def test_a_dry_run_tells_what_a_service_would_charge(folder: Path) -> None:
         (["run", "notes"], "no document in notes; passed over in notes, by their suffix: 1 .txt; name a file to have"),
         (["run", "--keys-file", "notes/keys.txt"], "there is no document in notes/keys.txt\n"),
         (["run", "in", "--out", "s3://"], "names no bucket"),
-        (["resume", "in"], "there is no run at"),
+        (["resume", "in"], "there is no run at in:"),
         (["collect", "gone"], "there is no run at"),
         (["show", "gone", "x"], "there is no run at"),
     ],
@@ -301,6 +302,19 @@ def test_a_mistyped_folder_is_told_before_what_is_missing_of_aws(folder: Path, c
     first, second = done.stderr.splitlines()
     assert first == "note: there is no folder nowhere here, so it is taken for the id of a run on AWS"
     assert second.startswith("pagefleet: no AWS region is set")
+
+
+def test_show_says_that_a_document_is_blank_and_which_name_was_meant(folder: Path) -> None:
+    Image.new("RGB", (120, 80), "white").save(folder / "in/blank.png")
+    assert pagefleet("run", "in", "--out", "out", "--no-report", *COLOUR, cwd=folder).returncode == 0
+    blank = pagefleet("show", "out", "blank.png", cwd=folder)
+    assert (blank.returncode, blank.stdout.strip()) == (0, "")
+    assert blank.stderr == "blank.png: 1 blank page, no text\n"
+    for asked, meant in (("in/a.png", "a.png"), ("blnk.png", "blank.png or a.png")):
+        done = pagefleet("show", "out", asked, cwd=folder)
+        assert done.returncode == 2
+        assert f"has no document {asked}: did you mean {meant}? `results.jsonl` lists" in done.stderr
+    assert "did you mean" not in pagefleet("show", "out", "xyz", cwd=folder).stderr
 
 
 def test_a_run_that_is_there_is_not_written_over(folder: Path) -> None:
@@ -411,6 +425,8 @@ def test_key_lists_may_name_what_is_not_there(folder: Path) -> None:
         "gone.png": "not_found",
         "deep": "not_found",
     }
+    assert "in/deep does not exist as a file: it is a folder" in done.stdout
+    assert "A key list names files; folders and globs are arguments" in (folder / "out/summary.md").read_text()
 
 
 def test_everything_works_on_s3(s3: Any, folder: Path) -> None:
@@ -516,6 +532,13 @@ def _examples(command: click.Command) -> list[str]:
 @pytest.mark.parametrize("command", _commands(), ids=lambda command: command.name)
 def test_help_has_an_example(command: click.Command) -> None:
     assert _examples(command)
+
+
+def test_the_help_lists_each_command_with_its_whole_sentence() -> None:
+    listed = " ".join(CliRunner().invoke(main, ["--help"]).stdout.partition("Commands:")[2].split())
+    assert "doctor Look for what would keep a run from working: credentials, stack, image, queues, quotas" in listed
+    assert "..." not in listed
+    assert "workflow" not in listed
 
 
 def test_the_examples_in_the_help_work(s3: Any, tmp_path: Path) -> None:

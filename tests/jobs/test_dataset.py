@@ -469,7 +469,7 @@ class TestParts:
         assert "already holds a run" in again.stderr
         again = invoke("run", "--dataset", "train.parquet", "--resume")
         assert again.exit_code == 2
-        assert f"not column image_path of {path_uri(done / 'train.parquet')} with rapidocr" in again.stderr
+        assert "not column image_path of train.parquet with rapidocr" in again.stderr
         again = invoke("run", "--dataset", "train.parquet", "--resume", "--no-report", "--json", *COLOUR)
         assert again.exit_code == 0, again.output
         assert json.loads(again.stdout)["documents"]["ok"] == 10

@@ -275,9 +275,18 @@ def test_without_credentials_or_region(s3: Any, monkeypatch: pytest.MonkeyPatch,
         monkeypatch.delenv(name)
     with pytest.raises(Credentials, match="there are no AWS credentials"):
         Aws("us-east-1").call("ssm", "get_parameter", Name="x")
+    (check,) = check_stack(Aws("us-east-1"), "dev")
+    assert "set AWS_PROFILE, or run `aws sso login`" in check.detail
+    assert check.fix == "mend that, as it says, then `pagefleet doctor` again"
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     with pytest.raises(Credentials, match="set AWS_REGION"):
         Aws().call("ssm", "get_parameter", Name="x")
+
+
+def test_a_stack_that_is_not_deployed(deployed: Deployed) -> None:
+    *_, stack = check_stack(deployed.aws, "nowhere")
+    assert stack.ok is False
+    assert "docs/bootstrap.md" in stack.fix
 
 
 def test_an_aws_that_cannot_be_reached(s3: Any, monkeypatch: pytest.MonkeyPatch) -> None:

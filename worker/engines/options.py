@@ -16,7 +16,7 @@ _SECRET = re.compile(r"api[-_]?key|authorization|credential|passw|secret|token$|
 # Where, how fast and how patiently a service is asked, and what it charges: what is read does not depend on them.
 SERVICE_OPTIONS = (
     *("base_url", "key_secret", "concurrency", "rate", "timeout", "page_deadline", "attempts", "ready"),
-    *("price_per_page", "start", "port", "server_args", "command"),
+    *("price_per_page", "start", "port"),
 )
 
 
