@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from worker.contract import Line, Options
 from worker.engines.presets import PRESETS, Preset
 from worker.errors import BadRequest
-from worker.settings import API_KEYS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -192,7 +191,9 @@ def check_options(name: str, options: Options, api_keys: Mapping[str, str] | Non
     """
     if name not in ENGINES:
         return  # anyone's own: only building it tells
-    from worker.engines.options import OptionsTaken, Trial  # not above: what fetches an image's weights does without it
+    # Not above: what fetches an image's weights does without them.
+    from worker.engines.options import OptionsTaken, Trial
+    from worker.settings import API_KEYS
 
     trial = Trial(options.engine_options)
     if (fallback := trial.get("fallback")) in ENGINES and missing_modules(str(fallback)):
