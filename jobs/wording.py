@@ -7,8 +7,6 @@ from pathlib import Path
 
 from worker.wording import plural as plural
 
-DEFAULT_STACK = "dev"
-
 
 def have(count: int, noun: str) -> str:
     """ "1 document has", "1,200 documents have"."""

@@ -135,7 +135,7 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     from jobs import local
     from jobs.plan import Sharding
     from jobs.runner import RunnerOptions, share_cpus
-    from worker.engines.options import SERVICE_OPTIONS
+    from worker.engines.options import service_options
     from worker.settings import available_cpus
     from worker.storage import open_storage, to_uri
 
@@ -157,8 +157,7 @@ def run_command(inputs: tuple[str, ...], **given: Any) -> None:
     if given["resume"] and not given["dry_run"] and (found := local.find_run(storage, out)):
         dataset.check_same(found, labelling, request.engine, () if given["keys_file"] else inputs)
         note_unchanged(found.run, request.options, request.sharding, labelling)
-        service = {name: value for name, value in request.options.engine_options.items() if name in SERVICE_OPTIONS}
-        _resume(found, given | {"retry_failed": False}, service)
+        _resume(found, given | {"retry_failed": False}, service_options(request.options.engine_options))
     local.check_out(storage, out)
     plan = local.plan_run(storage, request, out)
     if given["dry_run"]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from jobs.errors import CliExit, JobError, UsageError
-from jobs.wording import DEFAULT_STACK, have, plural
+from jobs.wording import have, plural
 
 if TYPE_CHECKING:
     from jobs.batch import BatchRun
@@ -23,7 +23,7 @@ LOCAL_ONLY = {"inputs", "out", "workers", "no_report", "as_json"}
 
 stack_option = click.option(
     "--stack",
-    default=DEFAULT_STACK,
+    default="dev",
     show_default=True,
     envvar="PAGEFLEET_STACK",
     help="A deployed stack.  [$PAGEFLEET_STACK]",
@@ -63,7 +63,7 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
     from jobs.results import open_run
     from jobs.runs import measured_rate
     from worker.contract import RunPaths
-    from worker.engines.options import SERVICE_OPTIONS
+    from worker.engines.options import service_options
     from worker.storage import open_storage
 
     if not keys and not given["prefixes"] and not given["keys_file"] and not given["dataset"]:
@@ -93,7 +93,7 @@ def submit_command(keys: tuple[str, ...], **given: Any) -> None:
         resume(
             run_id,
             retry_failed=False,
-            service={k: v for k, v in request.options.engine_options.items() if k in SERVICE_OPTIONS},
+            service=service_options(request.options.engine_options),
             stack=stack.stack,
             region=stack.region,
             as_json=given["as_json"],

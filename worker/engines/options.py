@@ -20,6 +20,11 @@ SERVICE_OPTIONS = (
 )
 
 
+def service_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of an engine's options that a run that goes on takes over."""
+    return {name: value for name, value in options.items() if name in SERVICE_OPTIONS}
+
+
 def refuse_secrets(options: Mapping[str, Any]) -> None:
     """A run's options are written where others read them: no secret belongs there.
 
